@@ -115,12 +115,16 @@ def judge_pair(source: pd.DataFrame, target: pd.DataFrame) -> dict[str, Any]:
         (folder / "scalr.toml").write_text(SETTINGS)
         default = shipped(scene, folder)
         strongest = max(baselines, key=lambda name: baselines[name]["ndcg"])
-        lift = lift_over(default["als"]["by_user"], baselines[strongest]["by_user"])
-        found["default"] = default | {"als": told(default["als"]), "over_strongest": {"baseline": strongest} | lift}
+
+        def compared(one: dict[str, Any]) -> dict[str, Any]:
+            lift = lift_over(one["als"]["by_user"], baselines[strongest]["by_user"])
+            return one | {"als": told(one["als"]), "over_strongest": {"baseline": strongest} | lift}
+
+        found["default"] = compared(default)
         print(f"default: {found['default']}", file=sys.stderr, flush=True)
         found["oracle"] = oracle(scene, folder)
         print(f"oracle: {found['oracle']}", file=sys.stderr, flush=True)
-        return found | {"after_evaluate": evaluated(scene, folder)}
+        return found | {"after_evaluate": compared(evaluated(scene, folder))}
 
 
 def oracle(scene: Scene, folder: Path) -> dict[str, Any]:
@@ -164,8 +168,7 @@ def evaluated(scene: Scene, folder: Path) -> dict[str, Any]:
         try:
             report = project.evaluate().to_json()
         except ScalrError as error:  # too few users, say
-            after = shipped(scene, folder)
-            return after | {"als": told(after["als"]), "not_evaluated": str(error)}
+            return shipped(scene, folder) | {"not_evaluated": str(error)}
     choice = report["choices"]["als"]
     verdict = {
         "evaluate_seconds": report["seconds"],
@@ -175,8 +178,7 @@ def evaluated(scene: Scene, folder: Path) -> dict[str, Any]:
         "own_over_others": (report["signal"] or {}).get("own_over_others"),
         "verdict": report["verdict"]["models"][0],
     }
-    after = shipped(scene, folder)
-    return after | {"als": told(after["als"])} | verdict
+    return shipped(scene, folder) | verdict
 
 
 def told(one: dict[str, Any]) -> dict[str, Any]:

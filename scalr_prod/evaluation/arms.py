@@ -38,6 +38,8 @@ REAL_ONLY: Final = "real"
 WITH_SYNTHETIC: Final = "real+scalr"
 SYNTHETIC_ONLY: Final = "synthetic_only"
 POPULARITY_BASELINE: Final = "popular_lately"
+#: The better of the popularity baseline and real events only, in each segment of users.
+BEST_BY_SEGMENT: Final = "best_by_segment"
 #: Popularity among users whose source histories are alike.
 CLUSTER_BASELINE: Final = "popular_in_cluster"
 #: One model trained on the real events of both domains.

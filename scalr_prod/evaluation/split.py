@@ -6,6 +6,7 @@ Translator and models read the isolated home only. Events after the cutoff are r
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
+
+logger = logging.getLogger(__name__)
 
 #: Minimum number of test users.
 MIN_TEST_USERS = 20
@@ -77,7 +80,7 @@ class EvaluationSplit:
         later: Target events from the cutoff on, of items known by then.
         source: Source events before the cutoff; item numbers are positions in `IdNumbering.source_items`.
         hidden: bool [U]. Users whose target history was hidden.
-        users: int64 [V]. Test users: those with at least one test item.
+        users: int64 [V]. Test users: those with a test item, and an event before the cutoff that models or the translator see.
         relevant: scipy CSR [U, N]. Target items that users interacted with from the cutoff on and that are not in their visible history.
         held_out: scipy CSR [U, N]. Those items and the hidden users' histories: real events that were withheld from all training.
         cold_fraction: Share of users whose target history was hidden.
@@ -135,10 +138,18 @@ class EvaluationSplit:
         later = numbering.to_interactions(target.filter(after), cutoff)
         relevant = _unseen_pairs(later, real)
         held_out = _unseen_pairs(numbering.to_interactions(target, cutoff), real)
-        tested = np.flatnonzero(np.diff(relevant.indptr) > 0)
+        source_events = source_numbering.to_interactions(known_source, cutoff)
+        tested = _test_users(relevant, real, source_events)
+        without_events = int((np.diff(relevant.indptr) > 0).sum()) - len(tested)
+        if without_events:
+            message = (
+                "%s: %d users without an event before %s in either domain are left out: only a list can rank items for them"
+            )
+            logger.info(message, name, without_events, cutoff.isoformat())
         if len(tested) < MIN_TEST_USERS:
             raise EvaluationError(
-                f"only {len(tested)} users interacted with a known target item from {cutoff.isoformat()} on; {MIN_TEST_USERS} are needed",
+                f"only {len(tested)} users with earlier events interacted with a known target item from {cutoff.isoformat()} on; "
+                f"{MIN_TEST_USERS} are needed",
                 where="[downstream] cutoff",
                 next_step="choose an earlier cutoff, or ingest more target events",
             )
@@ -147,7 +158,7 @@ class EvaluationSplit:
             numbering,
             real,
             later,
-            source_numbering.to_interactions(known_source, cutoff),
+            source_events,
             hidden,
             tested,
             relevant,
@@ -179,7 +190,7 @@ class EvaluationSplit:
         return split.with_new_users(self.hidden[number_here] & (number_here >= 0))
 
     def with_new_users(self, hidden: NDArray[np.bool_]) -> EvaluationSplit:
-        """Create the same split with some users as if they were new: models see none of their target events, and they alone are tested.
+        """Create the same split with some users as if they were new: models see none of their target events. Only they are tested.
 
         The isolated home stays as it is. Its translator is cross-fitted: a user's draws do not depend on that user's target events.
 
@@ -188,7 +199,8 @@ class EvaluationSplit:
         """
         real = self.real.take(~hidden[self.real.user])
         relevant = _unseen_pairs(self.later, real)
-        tested = np.flatnonzero((np.diff(relevant.indptr) > 0) & hidden)
+        tested = _test_users(relevant, real, self.source)
+        tested = tested[hidden[tested]]
         return replace(self, real=real, hidden=self.hidden | hidden, users=tested, relevant=relevant, hidden_in_home=False)
 
     def new_user_folds(self) -> list[EvaluationSplit]:
@@ -242,6 +254,13 @@ class EvaluationSplit:
         head = np.zeros(len(popularity), dtype=bool)
         head[order[np.cumsum(popularity[order]) <= popularity.sum() / 2]] = True
         return head
+
+
+def _test_users(relevant: Any, real: Interactions, source: Interactions) -> NDArray[np.int64]:
+    """Return the users with a test item and an event in either domain, sorted: int64 [V]."""
+    has_events = np.zeros(real.n_users, dtype=bool)
+    has_events[real.user] = has_events[source.user] = True
+    return np.flatnonzero((np.diff(relevant.indptr) > 0) & has_events)
 
 
 def _unseen_pairs(events: Interactions, real: Interactions) -> Any:

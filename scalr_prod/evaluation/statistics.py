@@ -6,7 +6,8 @@ Hits are not independent: many users hit the same few items, so intervals from u
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -48,6 +49,23 @@ class ArmComparison(Jsonable):
     def lift_to_json(self) -> dict[str, Any]:
         """Return the lift and its interval as plain JSON values."""
         return {"lift_pct": self.lift_pct, "ci95": list(self.ci95)}
+
+    def widened(self, factor: float) -> ArmComparison:
+        """Return the comparison with its error and intervals this many times as wide; the lift's interval in log(arm / baseline)."""
+        ratio = 1 + self.lift_pct / 100
+        if ratio > 0:
+            low, high = (100 * (ratio * ((1 + bound / 100) / ratio) ** factor - 1) for bound in self.ci95)
+        else:
+            low, high = self.ci95
+        lower, upper = (self.difference + factor * (bound - self.difference) for bound in self.difference_ci95)
+        score = NormalDist().inv_cdf(self.p_value / 2) / factor if self.p_value > 0 else float("-inf")
+        return replace(
+            self,
+            lift_error=factor * self.lift_error,
+            ci95=(low, high),
+            difference_ci95=(lower, upper),
+            p_value=2 * NormalDist().cdf(score),
+        )
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,15 @@ import numpy as np
 from scalr_prod.config import DEFAULT_SYNTHETIC_WEIGHT
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.evaluation.acceptance import Acceptance, describe_acceptance
-from scalr_prod.evaluation.arms import JOINT_BASELINE, POPULARITY_BASELINE, REAL_ONLY, SYNTHETIC_ONLY, WITH_SYNTHETIC, Arm
+from scalr_prod.evaluation.arms import (
+    BEST_BY_SEGMENT,
+    JOINT_BASELINE,
+    POPULARITY_BASELINE,
+    REAL_ONLY,
+    SYNTHETIC_ONLY,
+    WITH_SYNTHETIC,
+    Arm,
+)
 from scalr_prod.evaluation.models import family_hyperparameters
 from scalr_prod.evaluation.models.cluster_popularity import CLUSTER_HALF_LIVES, CLUSTERS
 from scalr_prod.evaluation.models.recent_popularity import HALF_LIVES
@@ -131,7 +139,7 @@ class ValidationResults:
             results["bar"] = self.acceptance.to_json()
             if not self.acceptance.passed:
                 candidate = self.acceptance.candidate.hyperparameters_to_json()
-                results["refused"] = self.acceptance.over_real.lift_to_json() | {"choice": candidate}
+                results["refused"] = self.acceptance.told.lift_to_json() | {"choice": candidate}
         return results
 
 
@@ -292,14 +300,19 @@ class Tuner:
         return self._real_arm
 
     def best_baselines(self) -> dict[str, str]:
-        """Return the better of the popularity baseline and real events only on validation, for all users and each non-empty segment."""
+        """Return the better of the popularity baseline and real events only on validation, for each segment with users.
+
+        ``all`` is that baseline, or `BEST_BY_SEGMENT` if segments differ.
+        """
         real, popularity = self.trials.ndcg(self.real_arm()), self.recent_popularity.user_ndcg
-        masks = {"all": np.ones(len(real), dtype=bool)} | {name: self.segments == n for n, name in enumerate(SEGMENTS)}
-        return {
+        masks = {name: self.segments == number for number, name in enumerate(SEGMENTS)}
+        found = {
             name: POPULARITY_BASELINE if popularity[users].mean() > real[users].mean() else REAL_ONLY
             for name, users in masks.items()
             if users.any()
         }
+        names = set(found.values())
+        return {"all": names.pop() if len(names) == 1 else BEST_BY_SEGMENT} | found
 
     def _tune_joint_baseline(self) -> Arm:
         """Tune the source weight, all model settings again (two domains may need others), and the source weight again."""

@@ -7,14 +7,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from scalr_prod.evaluation.acceptance import describe_acceptance
-from scalr_prod.evaluation.arms import CLUSTER_BASELINE, JOINT_BASELINE, POPULARITY_BASELINE, REAL_ONLY, WITH_SYNTHETIC
+from scalr_prod.evaluation.arms import (
+    BEST_BY_SEGMENT,
+    CLUSTER_BASELINE,
+    JOINT_BASELINE,
+    POPULARITY_BASELINE,
+    REAL_ONLY,
+    WITH_SYNTHETIC,
+)
 from scalr_prod.evaluation.signal import Signal, classify_signal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-Effect = Literal["helps", "unsure", "harms", "refused"]
+Effect = Literal["helps", "unsure", "behind", "harms", "refused"]
 
 #: Arms of the table, weakest idea first, with their names in prose.
 _ARMS: Final = {
@@ -23,6 +30,9 @@ _ARMS: Final = {
     REAL_ONLY: "real events only",
     JOINT_BASELINE: "both domains in one model",
     WITH_SYNTHETIC: "real + synthetic events",
+}
+_BASELINES: Final = _ARMS | {
+    BEST_BY_SEGMENT: "the better of recently popular items and real events only in each group of users"
 }
 #: Baselines that use source events, too: key in a verdict → name in prose, and what to do if it is better.
 _CROSS_DOMAIN: Final = {
@@ -36,12 +46,23 @@ _CROSS_DOMAIN: Final = {
 _STARTS: Final = {
     "helps": "Synthetic events help",
     "unsure": "Synthetic events helped on validation, and the test does not confirm it",
+    "behind": "Synthetic events help this model, but a simpler method is better",
     "harms": "Synthetic events helped on validation, but did harm in the test",
 }
 _QUICK_STARTS: Final = {
     "helps": "Synthetic events help with default settings",
     "unsure": "Inconclusive for default settings",
+    "behind": "Synthetic events help this model with default settings, but a simpler method is better",
     "harms": "Synthetic events do harm with default settings",
+}
+_NEXT_STEPS: Final = {
+    "refused": "keep training on real events; scalr run generates nothing until an evaluation on more events finds a gain",
+    "harms": (
+        "set [training_set] synthetic_weight = 0, since scalr run would apply these settings; then test at more times: "
+        "scalr evaluate --cutoffs 4"
+    ),
+    "unsure": "scalr run, which applies these settings; to be sure, test at more times (scalr evaluate --cutoffs 4) or measure online",
+    "helps": "scalr run, which applies these settings",
 }
 _SENTENCE_USERS: Final = {"cold": "Users without target events", "new": "all users with their target history hidden"}
 #: Part of a verdict → the users that it is about, in tables and charts.
@@ -65,7 +86,8 @@ class VerdictSummary:
     """What an evaluation found, in three sentences, a table and the rows of a chart.
 
     Attributes:
-        effect: ``helps`` or ``harms``: the interval of the lift excludes 0. ``unsure``: it contains 0. ``refused``: λ is 0.
+        effect: ``helps`` or ``harms``: the interval of the lift over the best baseline excludes 0. ``behind``: it is below 0, but the
+            interval of the lift over real events only is above. ``unsure``: it contains 0. ``refused``: λ is 0.
         model: The model family that the sentences are about, the best one on validation.
         answer: Whether synthetic events help, compared with the best baseline and the strongest one that uses source events, too.
         certainty: For whom.
@@ -95,7 +117,9 @@ def summarize_verdict(report: Mapping[str, Any]) -> VerdictSummary:
     best = max(choices, key=lambda family: float((choices[family]["validation"] or {"ndcg": 0.0})["ndcg"]))
     is_quick = report["verdict"]["quick"]
     (verdict,) = (row for row in report["verdict"]["models"] if row["model"] == best)
-    effect = _effect(verdict, is_used=choices[best]["helps"])
+    arms = [row for row in report["arms"] if row["model"] == best]
+    over_real = next((row for row in arms if row["name"] == WITH_SYNTHETIC), {})
+    effect = _effect(verdict, over_real.get("ci95"), is_used=choices[best]["helps"])
     depth = report["verdict"].get("k", _DEFAULT_DEPTH)
     return VerdictSummary(
         effect,
@@ -104,18 +128,20 @@ def summarize_verdict(report: Mapping[str, Any]) -> VerdictSummary:
         _certainty(effect, verdict),
         _describe_model(best, choices[best]["options"]),
         _next_step(effect, verdict, is_quick=is_quick),
-        _table([row for row in report["arms"] if row["model"] == best], depth, is_used=effect != "refused"),
+        _table(arms, depth, is_used=effect != "refused"),
         _lifts(verdict) if effect != "refused" else (),
     )
 
 
-def _effect(verdict: Mapping[str, Any], *, is_used: bool) -> Effect:
+def _effect(verdict: Mapping[str, Any], over_real: Sequence[float | None] | None, *, is_used: bool) -> Effect:
     if not is_used:
         return "refused"
     low, high = verdict["ci95"]
     if low is None or high is None:  # the baseline's NDCG is 0
         return "unsure"
-    return "helps" if low > 0 else "harms" if high < 0 else "unsure"
+    if high < 0:
+        return "behind" if over_real is not None and over_real[0] is not None and over_real[0] > 0 else "harms"
+    return "helps" if low > 0 else "unsure"
 
 
 def _answer(effect: Effect, report: Mapping[str, Any], verdict: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
@@ -129,7 +155,7 @@ def _answer(effect: Effect, report: Mapping[str, Any], verdict: Mapping[str, Any
     if effect == "refused":
         decision = describe_acceptance(tuple(choice["lambda"].values()), choice["validation"].get("bar"))
         return f"No gain found: with {model}, synthetic events are not used ({decision.removeprefix('refused: ')})."
-    baseline = _ARMS[verdict["best_baseline"]]
+    baseline = _BASELINES[verdict["best_baseline"]]
     start = (_QUICK_STARTS if is_quick else _STARTS)[effect]
     if verdict["lift_over_best_pct"] is None:
         return f"{start}: with {model}, {baseline} found none of the users' items."
@@ -148,7 +174,7 @@ def _strongest_cross_domain(verdict: Mapping[str, Any]) -> str | None:
 
 def _certainty(effect: Effect, verdict: Mapping[str, Any]) -> str:
     if effect == "refused":
-        return f"Best for all users: {_ARMS[verdict['best_baseline']]}."
+        return f"Best for all users: {_BASELINES[verdict['best_baseline']]}."
     found = [f"{name} {_describe_part(verdict[key])}" for key, name in _SENTENCE_USERS.items() if key in verdict]
     return f"{'; '.join(found)}." if found else "There are too few users for figures by group."
 
@@ -173,19 +199,21 @@ def _next_step(effect: Effect, verdict: Mapping[str, Any], *, is_quick: bool) ->
     if is_quick:
         found = "may find settings that help" if effect != "helps" else "chooses better ones"
         return f"scalr evaluate, which {found} and tests more baselines; later runs of scalr run follow what it finds"
-    if effect == "refused":
-        return "keep training on real events; scalr run generates nothing until an evaluation on more events finds a gain"
-    if effect == "harms":
-        return (
-            "set [training_set] synthetic_weight = 0, since scalr run would apply these settings; then test at more times: "
-            "scalr evaluate --cutoffs 4"
-        )
+    if effect == "behind":
+        return f"recommend {_better_for(verdict)}; if you need this model, scalr run applies these settings"
     strongest = _strongest_cross_domain(verdict)
-    if strongest is not None and (highest := verdict[strongest]["ci95"][1]) is not None and highest < 0:
+    if effect in {"helps", "unsure"} and strongest is not None and (verdict[strongest]["ci95"][1] or 0.0) < 0:
         return f"{_CROSS_DOMAIN[strongest][1]}; otherwise scalr run, which applies these settings"
-    if effect == "unsure":
-        return "scalr run, which applies these settings; to be sure, test at more times (scalr evaluate --cutoffs 4) or measure online"
-    return "scalr run, which applies these settings"
+    return _NEXT_STEPS[effect]
+
+
+def _better_for(verdict: Mapping[str, Any]) -> str:
+    """Describe the baseline that is better, for the groups of users for whom it is significantly so."""
+    behind = [name for name in ("cold", "sparse", "dense") if name in verdict and (verdict[name]["ci95"][1] or 0.0) < 0]
+    lists = [name for name in behind if verdict[name]["best_baseline"] == POPULARITY_BASELINE]
+    if not lists or len(lists) == len([name for name in ("cold", "sparse", "dense") if name in verdict]):
+        return _BASELINES[verdict["best_baseline"]]
+    return f"{_ARMS[POPULARITY_BASELINE]} to users with {' or '.join(_USERS[name] for name in lists)}"
 
 
 def _table(arms: Sequence[Mapping[str, Any]], k: int, *, is_used: bool) -> list[dict[str, Any]]:

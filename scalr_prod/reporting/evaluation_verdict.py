@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
 
 
-_TONES: Final = {"helps": "good", "harms": "bad", "unsure": "", "refused": ""}
+_TONES: Final = {"helps": "good", "behind": "bad", "harms": "bad", "unsure": "", "refused": ""}
 
 
 def verdict_section(settings: Settings, *, details: bool = True) -> dict[str, Any] | None:

@@ -41,7 +41,7 @@ class AlsHyperparameters:
 
 
 class ImplicitAls:
-    """Factorises the user-item matrix. Users without events get the most popular items.
+    """Factorises the user-item matrix. A user without events has the zero vector, so all items score 0, as in the library.
 
     Args:
         hyperparameters: Model size, confidence, regularisation and training.
@@ -95,13 +95,8 @@ class ImplicitAls:
             )
             model.fit(matrix, show_progress=False)
         self._users, self._items = np.asarray(model.user_factors), np.asarray(model.item_factors)
-        observed = events.take(events.in_history())
-        # A user without events is scored by the popularity of observed events.
-        self._popularity = (observed if len(observed) else events).popularity().astype(np.float32)
-        self._empty = np.diff(matrix.indptr) == 0
 
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return scores [B, n_items]."""
         scores: NDArray[np.float32] = self._users[users] @ self._items.T
-        scores[self._empty[users]] = self._popularity
         return scores

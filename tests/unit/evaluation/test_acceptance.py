@@ -23,8 +23,9 @@ def comparison(lift: float, p_value: float = 0.5, margin: float = 5.0) -> ArmCom
     return ArmComparison(lift, margin / 1.96, (low, high), lift / 1000, (low / 1000, high / 1000), p_value)
 
 
-SMALL_GAIN = "+1.0 % over real events only (95 %: -11.0 … +13.0)"
-GAIN = "+12.3 % over real events only (95 %: +7.3 … +17.3)"
+# Told 1.5 times as wide as measured, in log(arm / baseline).
+SMALL_GAIN = "+1.0 % over real events only (95 %: -16.5 … +19.5)"
+GAIN = "+12.3 % over real events only (95 %: +4.9 … +19.9)"
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ GAIN = "+12.3 % over real events only (95 %: +7.3 … +17.3)"
         ),
         (
             Acceptance(arm(), comparison(-2, margin=1), Signal.PRESENT),
-            "refused: λ = 0: -2.0 % over real events only (95 %: -3.0 … -1.0); expected gain -2.0 %",
+            "refused: λ = 0: -2.0 % over real events only (95 %: -3.5 … -0.5); expected gain -2.0 %",
         ),
         (
             Acceptance(arm(), comparison(1, margin=12), Signal.PRESENT),
@@ -80,6 +81,11 @@ def test_no_lift_can_be_told_where_the_baseline_finds_nothing():
     nothing = ArmComparison(float("nan"), float("nan"), (float("nan"), float("nan")), 0.01, (0.0, 0.02), 0.01)
     assert GainEstimate.from_comparison(nothing) == GainEstimate(0.0, 1.0)
     assert not Acceptance(arm(), nothing, Signal.PRESENT).passed
+
+
+def test_a_gain_over_nothing_counts_as_large():
+    found = ArmComparison(float("nan"), float("nan"), (float("nan"), float("nan")), 0.01, (0.005, 0.015), 0.0001)
+    assert GainEstimate.from_comparison(found) == GainEstimate(50.0, 0.0)
 
 
 def test_without_an_effect_few_are_accepted_and_their_loss_is_small():

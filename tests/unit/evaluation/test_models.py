@@ -204,6 +204,10 @@ def test_als_solves_for_confidence_one_plus_alpha_times_weight():
         assert model._items[number] == pytest.approx(np.linalg.solve(left, right), rel=1e-3, abs=1e-4)
 
 
+def test_als_ranks_nothing_for_a_user_without_events(tastes):
+    assert not fitted("als", tastes).score(np.arange(USERS - 10, USERS)).any()
+
+
 def test_als_takes_a_cell_of_weight_zero_as_unobserved(tastes):
     """Decay lets old weights underflow to 0."""
     other = replace(tastes, item=((tastes.item + 1) % ITEMS).astype(np.int32), weight=np.zeros(len(tastes), np.float32))

@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 from scalr_prod.evaluation.ranking_metrics import calibration_metrics, exposure_metrics, rank_users
-from scalr_prod.evaluation.statistics import MetricContributions, TwoWayClusters, holm_adjust, paired_bootstrap
+from scalr_prod.evaluation.statistics import ArmComparison, MetricContributions, TwoWayClusters, holm_adjust, paired_bootstrap
 
 
 @pytest.mark.long
@@ -42,6 +42,17 @@ def test_pairs_matter():
     apart = paired_bootstrap(rng.permutation(base) + 0.01, base)
     assert paired.difference_ci95 == pytest.approx((0.01, 0.01))
     assert paired.p_value < 0.01 < apart.p_value
+
+
+def test_a_wider_comparison_keeps_its_lift():
+    measured = ArmComparison(50.0, 10.0, (30.0, 73.0769), 0.1, (0.05, 0.15), 0.01)
+    wider = measured.widened(2)
+    assert (wider.lift_pct, wider.lift_error, wider.difference) == (50.0, 20.0, 0.1)
+    assert wider.ci95 == pytest.approx((12.6667, 99.7041), abs=1e-3)  # 1.5 × (1.3 / 1.5)², 1.5 × (1.730769 / 1.5)²
+    assert wider.difference_ci95 == pytest.approx((0.0, 0.2))
+    assert wider.p_value == pytest.approx(0.198, abs=1e-3)  # z = 2.576 / 2
+    nothing_hit = ArmComparison(-100.0, 0.0, (-100.0, -100.0), -0.1, (-0.1, -0.1), 0.0).widened(2)
+    assert (nothing_hit.ci95, nothing_hit.p_value) == ((-100.0, -100.0), 0.0)
 
 
 def test_holm_is_the_stepwise_bonferroni():

@@ -93,14 +93,23 @@ def test_rows_and_verdict_pool_the_cutoffs(panel):
     assert rows["real+scalr"]["lift_pct"] == pytest.approx(100 * (ours / real - 1))
     assert rows["real+scalr"]["slices"]["cold"]["users"] == 2
     outcomes["model_level_transfer"] = LITTLE
-    model = build_verdict(ArmOutcomes(panel, None, outcomes), "als", {"all": "real", "cold": "popular_lately"})
+    model = build_verdict(ArmOutcomes(panel, None, outcomes), "als", dict.fromkeys(("all", "cold", "sparse", "dense"), "real"))
     assert model["best_baseline"] == "real"
     assert model["over_rival"]["lift_pct"] == model["lift_over_best_pct"]
-    assert model["cold"]["best_baseline"] == "popular_lately"
     assert model["sparse"]["best_baseline"] == "real"
     assert model["lift_over_best_pct"] == pytest.approx(rows["real+scalr"]["lift_pct"])
     assert model["difference_ci95"][0] <= model["difference"] <= model["difference_ci95"][1]
     assert model["cold"]["cases"] == 2
+
+
+def test_all_users_are_compared_with_the_best_baseline_of_each_segment(panel):
+    outcomes = {"real": NOTHING, "real+scalr": FOUND, "popular_lately": LITTLE}
+    best = {"all": "best_by_segment", "cold": "popular_lately", "sparse": "real", "dense": "real"}
+    model = build_verdict(ArmOutcomes(panel, None, outcomes), "als", best)
+    ours, listed = (panel.mean_metric(found, "ndcg") for found in (FOUND, LITTLE))
+    assert model["best_baseline"] == "best_by_segment"
+    assert model["cold"]["best_baseline"] == "popular_lately"
+    assert model["difference"] == pytest.approx(float(ours.mean() - np.where(panel.segment == 0, listed, 0.0).mean()))
 
 
 def test_new_users_and_blended_models_stand_beside_the_users_as_they_are(panel):

@@ -78,6 +78,17 @@ def test_it_says_whether_they_help_and_what_to_do(interval, effect, answer, next
     assert (found.effect, found.answer, found.next_step) == (effect, answer, next_step)
 
 
+def test_a_gain_of_the_model_behind_a_list_is_told_as_both():
+    verdict = lift(-21.0, -25.0, -17.0, "best_by_segment") | {
+        "cold": lift(-22.0, -26.0, -18.0, "popular_lately"),
+        "dense": lift(1.0, -9.0, 11.0, "real"),
+    }
+    found = summarize_verdict(report(verdict, arms=[arm("real+scalr", 0.14, lift_pct=300.0, ci95=[200.0, 450.0])]))
+    assert found.effect == "behind"
+    assert found.answer.startswith("Synthetic events help this model, but a simpler method is better: NDCG of als is 21 % lower")
+    assert found.next_step.startswith("recommend recently popular items to users with no target events; if you need this model,")
+
+
 def test_a_refusal_gives_its_reason_and_no_chart():
     found = summarize_verdict(report(lift(0.0, 0.0, 0.0, "popular_lately"), helps=False, bar=REFUSED))
     assert found.effect == "refused"
