@@ -85,8 +85,12 @@ def test_a_gain_of_the_model_behind_a_list_is_told_as_both():
     }
     found = summarize_verdict(report(verdict, arms=[arm("real+scalr", 0.14, lift_pct=300.0, ci95=[200.0, 450.0])]))
     assert found.effect == "behind"
-    assert found.answer.startswith("Synthetic events help this model, but a simpler method is better: NDCG of als is 21 % lower")
-    assert found.next_step.startswith("recommend recently popular items to users with no target events; if you need this model,")
+    assert found.answer.startswith(
+        "Synthetic events help this model, but a simpler method is better: NDCG of als is 21 % lower"
+    )
+    assert found.next_step.startswith(
+        "recommend recently popular items to users with no target events; if you need this model,"
+    )
 
 
 def test_a_refusal_gives_its_reason_and_no_chart():
