@@ -59,7 +59,7 @@ _DESCRIPTIONS: Final = {
     "event_type": "The event's type.",
     "value": "A number, such as the price paid.",
     "consent": "Whether the user consents to the use of source events; the latest event decides.",
-    "exposed_by": "The model whose recommendation led to the event; empty where none did.",
+    "recommended_by": "The model whose recommendation led to the event; empty where none did.",
     "title": "The item's title.",
     "category": "The item's category.",
 }

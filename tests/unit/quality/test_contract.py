@@ -59,7 +59,7 @@ bad_ids = "drop"
 items = "food.item"
 items_version = 2
 item_columns = { title = "label" }
-columns = { exposed_by = "model" }
+columns = { recommended_by = "model" }
 """
 SUITE = {
     "expectations": [
