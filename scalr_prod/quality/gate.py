@@ -22,7 +22,7 @@ from scalr_prod.quality.gate_report import GateReport, describe_failures
 from scalr_prod.quality.gx_engine import open_gx_session
 from scalr_prod.quality.gx_inspections import validate_columns, validate_figures, validate_rows
 from scalr_prod.quality.information import information_figures, suggest_next_step
-from scalr_prod.quality.outputs import write_accepted, write_quarantine
+from scalr_prod.quality.outputs import move_accepted, write_quarantine
 from scalr_prod.quality.pooling import pool_small_run
 from scalr_prod.quality.privacy_rules import add_privacy_step, membership_figures
 from scalr_prod.quality.rule_protocol import AuditedRun
@@ -229,7 +229,7 @@ def _audit(
             passed = all(rule.success is not False for rule in by_run) and (quality.policy == "quarantine" or good == rows)
             quarantined = rows - good if quality.policy == "quarantine" else 0
             write_quarantine(settings, spec, audit.rejected() if quarantined else None)
-            accepted = write_accepted(folder, audit.accepted() if passed else None, schema)
+            accepted = move_accepted(folder, audit.rows.accepted if passed else None)
     return GateReport(
         spec.run_id,
         passed,
