@@ -10,7 +10,7 @@ from scalr_prod.core.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from scalr_prod.compute.cluster import Cluster, open_cluster, preload_workers, progress_channel, worker_folder
     from scalr_prod.compute.executor import Executor, is_distributed, open_executor
-    from scalr_prod.compute.file_parts import FilePart, open_file_part, plan_file_parts
+    from scalr_prod.compute.file_parts import FilePart, create_file_part_view, open_file_part, plan_file_parts
     from scalr_prod.compute.shuffle import (
         Segment,
         ShuffleFolder,
@@ -28,6 +28,7 @@ __all__ = [
     "FilePart",
     "Segment",
     "ShuffleFolder",
+    "create_file_part_view",
     "is_distributed",
     "load_segments",
     "open_cluster",
@@ -52,6 +53,7 @@ __getattr__ = lazy_exports(
         "FilePart": "file_parts",
         "Segment": "shuffle",
         "ShuffleFolder": "shuffle",
+        "create_file_part_view": "file_parts",
         "is_distributed": "executor",
         "open_cluster": "cluster",
         "open_executor": "executor",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from scalr_prod.config import Settings
-    from scalr_prod.ledger import RunSpec
+    from scalr_prod.ledger import Publication, RunSpec
     from scalr_prod.quality.audit_tasks import AuditedRows
     from scalr_prod.quality.rule_protocol import FigureRule, RowRule
 
@@ -34,7 +34,13 @@ _SHOWN: Final = ("event_id", USER_ID, ITEM_ID, EVENT_TIMESTAMP)
 
 @contextmanager
 def open_audit(
-    settings: Settings, spec: RunSpec, files: Sequence[Path], rules: Sequence[RowRule], *, popularity_buckets: int
+    settings: Settings,
+    spec: RunSpec,
+    files: Sequence[Path],
+    rules: Sequence[RowRule],
+    *,
+    popularity_buckets: int,
+    reference: Publication | None = None,
 ) -> Iterator[Audit]:
     """Apply the rules to every row of the candidate files; spill to the project's home.
 
@@ -44,13 +50,14 @@ def open_audit(
         files: Its candidate files, in one folder.
         rules: Rules for every row.
         popularity_buckets: Number of buckets of `Audit.distribution_figures`.
+        reference: The publication that drift is measured from.
 
     Raises:
         QualityError: A rule's expression cannot be computed.
         ComputeError: A task failed.
     """
     with staging_folder(settings, "gate") as folder, open_duckdb(settings, folder) as connection:
-        rows = audit_candidates(settings, spec, files, rules, connection, folder)
+        rows = audit_candidates(settings, spec, files, rules, connection, folder, reference=reference)
         verdicts = RowVerdicts(connection, rules, _SHOWN, rows.to_sql(rules))
         connection.execute(f"CREATE TEMP VIEW {ACCEPTED_EVENTS} AS SELECT {USER_ID}, {ITEM_ID} FROM judged WHERE accepted")
         yield Audit(verdicts, rows, spec, popularity_buckets, settings.domains.source_names)

@@ -6,23 +6,25 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from scalr_prod.core.file_systems import open_file_system
 from scalr_prod.schemas import USER_ID
+from scalr_prod.workspace import escape_glob, quote_literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     import pyarrow as pa
+    from duckdb import DuckDBPyConnection
 
 
 #: Columns of a row's place: number of its file, and of the row in the file.
-FILE: Final = "file"
-ROW: Final = "file_row_number"
+FILE: Final = "candidate_file"
+ROW: Final = "candidate_row"
 _BATCH: Final = 65_536
 
 
@@ -106,20 +108,39 @@ class CandidateFiles:
     names: Sequence[str]
     schema: pa.Schema
 
-    def read(self, groups: Sequence[RowGroup], columns: Sequence[str]) -> pa.RecordBatchReader:
-        """Read some columns of row groups, and the place of each row."""
+    def create_view(
+        self, connection: DuckDBPyConnection, name: str, groups: Sequence[RowGroup], columns: Sequence[str]
+    ) -> None:
+        """Create a view of row groups, with the place of each row. It can be read once; `unregister` it afterwards.
+
+        Args:
+            connection: DuckDB connection.
+            name: The view's name.
+            groups: Row groups, of each file consecutive ones; others between them may be read, too.
+            columns: The columns to read.
+        """
+        if groups and "://" not in self.root:  # in place, by all threads
+            spans = (self._span_sql(number, list(members), columns) for number, members in groupby(groups, key=_file))
+            connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {' UNION ALL '.join(spans)}")
+            return
         import pyarrow as pa
 
-        fields = [self.schema.field(name).with_nullable(nullable=True) for name in columns]
+        fields = [self.schema.field(column).with_nullable(nullable=True) for column in columns]
         schema = pa.schema([*fields, pa.field(FILE, pa.int32()), pa.field(ROW, pa.int64())])
-        return pa.RecordBatchReader.from_batches(schema, self._iter_batches(groups, columns, schema))
+        connection.register(name, pa.RecordBatchReader.from_batches(schema, self._iter_batches(groups, columns, schema)))
+
+    def _span_sql(self, number: int, groups: Sequence[RowGroup], columns: Sequence[str]) -> str:
+        path = quote_literal(escape_glob(Path(self.root, self.names[number])))
+        return f"""SELECT {", ".join(columns)}, {number}::INTEGER AS {FILE}, file_row_number AS {ROW}
+            FROM read_parquet({path}, file_row_number = true)
+            WHERE file_row_number >= {groups[0].first_row} AND file_row_number < {groups[-1].first_row + groups[-1].rows}"""
 
     def _iter_batches(self, groups: Sequence[RowGroup], columns: Sequence[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         files = open_file_system(self.root, self.storage_options)
-        for number, members in groupby(groups, lambda group: group.file):
+        for number, members in groupby(groups, key=_file):
             with files.open_input_file(self.names[number]) as opened:
                 file = pq.ParquetFile(opened)
                 for group in members:
@@ -131,3 +152,7 @@ class CandidateFiles:
                         ]
                         yield pa.RecordBatch.from_arrays([*(batch.column(name) for name in columns), *place], schema=schema)
                         row += len(batch)
+
+
+def _file(group: RowGroup) -> int:
+    return group.file

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.compute import load_segments, read_segments
-from scalr_prod.core.partitioned import partition_number_sql, rebatch
+from scalr_prod.core.partitioned import rebatch
 from scalr_prod.quality.candidate_files import FILE, ROW
+from scalr_prod.quality.drift import count_values
 from scalr_prod.quality.row_verdicts import create_verdicts_table
 from scalr_prod.quality.rules import EVENT_COLUMNS
 from scalr_prod.quality.user_partitions import KEY, RANK_COLUMNS, rank_sql
@@ -22,7 +23,7 @@ from scalr_prod.schemas import (
     source_domain_sql,
     source_item_key_sql,
 )
-from scalr_prod.workspace import create_delta_view
+from scalr_prod.workspace import create_delta_view, quote_literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,7 +63,8 @@ class AuditJob:
         sources: The project's source domains.
         as_of: SQL of the time by which rows of the lake were known.
         is_context: SQL: whether a source event is one that the run translates.
-        items: Each known item of the target domain: ``found`` and ``first_seen``.
+        items: Each known item of the target domain: ``found``, ``first_seen``, and the number of its ``events``.
+        history_length: Upper limit of the history length that drift is measured by; None: drift is not measured.
         schemas: Columns of the accepted rows (``accepted``), and of each table of `PartitionInputs`.
     """
 
@@ -72,6 +74,7 @@ class AuditJob:
     as_of: str
     is_context: str
     items: Segment
+    history_length: int | None
     schemas: Mapping[str, pa.Schema]
 
 
@@ -82,7 +85,7 @@ class PartitionInputs:
     Attributes:
         number: Number of the partition.
         groups: Row groups that may have candidates of its users.
-        segments: Table → its rows: ``source``, ``target``, ``repeated_ids`` and perhaps `CONSENT_USERS`.
+        segments: Table → its rows: ``source``, ``target``, ``repeated_ids``, and perhaps ``published`` and `CONSENT_USERS`.
     """
 
     number: int
@@ -147,12 +150,14 @@ class AuditedPartition:
         accepted: File of the accepted rows, by user and time; None: there are none, and it is not the first partition.
         rejected: File of the other rows, with a column for each rule; None: there are none.
         counts: Its figures.
+        values: `count_values` of the published and of the accepted events; None: drift is not measured.
     """
 
     number: int
     accepted: str | None
     rejected: str | None
     counts: AuditCounts
+    values: tuple[pa.Table, pa.Table] | None
 
 
 def audit_partition(connection: DuckDBPyConnection, job: AuditJob, inputs: PartitionInputs) -> AuditedPartition:
@@ -165,7 +170,8 @@ def audit_partition(connection: DuckDBPyConnection, job: AuditJob, inputs: Parti
     columns = [f"c.{name}" for name in (*EVENT_COLUMNS, FILE, ROW)]
     create_verdicts_table(connection, "verdicts", _joined_sql(job.sources), job.rules, columns=columns)
     counts = _count(connection, job)
-    accepted = rejected = None
+    accepted: str | None = None
+    rejected: str | None = None
     total = counts.accepted.total()
     if total or not inputs.number:
         names = ", ".join(EVENT_COLUMNS)
@@ -174,11 +180,15 @@ def audit_partition(connection: DuckDBPyConnection, job: AuditJob, inputs: Parti
     if counts.candidates.total() > total:
         query = f"SELECT * EXCLUDE ({FILE}, {ROW}) FROM verdicts WHERE NOT accepted ORDER BY {_ORDER}, {FILE}, {ROW}"
         rejected = _write_rows(connection, job, query)
+    values: tuple[pa.Table, pa.Table] | None = None
+    if job.history_length is not None:
+        published = count_values(connection, "FROM published", job.history_length)
+        values = published, count_values(connection, "FROM verdicts WHERE accepted", job.history_length)
     connection.execute("DROP VIEW c")
     for name in ("verdicts", *tables):
         connection.execute(f"DROP TABLE {name}")
     connection.unregister("items")
-    return AuditedPartition(inputs.number, accepted, rejected, counts)
+    return AuditedPartition(inputs.number, accepted, rejected, counts, values)
 
 
 def create_rule_views(connection: DuckDBPyConnection, opened: Mapping[str, DeltaTable], as_of: str) -> None:
@@ -208,14 +218,12 @@ def _load(connection: DuckDBPyConnection, job: AuditJob, inputs: PartitionInputs
     for name, segments in inputs.segments.items():
         load_segments(connection, segments, folder=regrouped.folder, name=name, schema=job.schemas[name])
     connection.register("items", read_segments([job.items], folder=regrouped.folder))
-    connection.register("candidate_rows", regrouped.candidates.read(inputs.groups, EVENT_COLUMNS))
-    number = partition_number_sql(USER_ID, regrouped.bounds)
-    connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE partition_rows AS SELECT * FROM candidate_rows WHERE {number} = {inputs.number}"
-    )
+    regrouped.candidates.create_view(connection, "candidate_rows", inputs.groups, EVENT_COLUMNS)
+    mine = _within_sql(regrouped.bounds, inputs.number)
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE partition_rows AS SELECT * FROM candidate_rows WHERE {mine}")
     connection.unregister("candidate_rows")
     shared = f"hash({KEY}) IN (SELECT hash({KEY}) AS digest FROM partition_rows GROUP BY digest HAVING count(*) > 1)"
-    ranked = rank_sql("partition_rows", KEY, shared)
+    ranked = rank_sql("partition_rows", KEY, shared, order=f"event_id, {FILE}, {ROW}")
     connection.execute(f"CREATE OR REPLACE TEMP TABLE repeated_keys AS SELECT {RANK_COLUMNS} FROM ({ranked})")
     connection.execute(
         f"""CREATE OR REPLACE TEMP VIEW c AS
@@ -225,6 +233,14 @@ def _load(connection: DuckDBPyConnection, job: AuditJob, inputs: PartitionInputs
         LEFT JOIN repeated_keys of_key USING ({FILE}, {ROW})"""
     )
     return [*inputs.segments, "partition_rows", "repeated_keys"]
+
+
+def _within_sql(bounds: Sequence[Any], number: int) -> str:
+    """Return SQL of whether a row's user is in a partition; rows without a user are in the last one."""
+    first = [f"{USER_ID} >= {quote_literal(bounds[number - 1])}"] if number else []
+    if number < len(bounds):
+        return " AND ".join([*first, f"{USER_ID} < {quote_literal(bounds[number])}"])
+    return f"({first[0]} OR {USER_ID} IS NULL)" if first else "true"
 
 
 def _joined_sql(sources: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from scalr_prod.compute import load_segments, open_file_part, read_segments, write_segments, write_tables
+from scalr_prod.compute import create_file_part_view, load_segments, read_segments, write_segments, write_tables
 from scalr_prod.core.partitioned import partition_number_sql
 from scalr_prod.quality.candidate_files import FILE, ROW
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
@@ -31,11 +31,25 @@ if TYPE_CHECKING:
 #: Columns that identify an event.
 KEY_COLUMNS: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP)
 KEY: Final = ", ".join(KEY_COLUMNS)
-#: Columns of `rank_sql`.
+#: Columns of a row's place and rank.
 RANK_COLUMNS: Final = f"{FILE}, {ROW}, rank"
-_TABLES: Final = {"source": Table.SOURCE_EVENTS, "target": Table.TARGET_EVENTS}
+#: Table of the users of the run's rows.
+RUN_USERS: Final = "run_users"
 
-Domain = Literal["source", "target"]
+#: Events that are regrouped: those of both domains, and those of the run that drift is measured from.
+Kind = Literal["source", "target", "published"]
+
+TABLES: Final[Mapping[Kind, Table]] = {
+    "source": Table.SOURCE_EVENTS,
+    "target": Table.TARGET_EVENTS,
+    "published": Table.SYNTHETIC_TARGET_EVENTS,
+}
+#: Columns of the events of each kind.
+COLUMNS: Final[Mapping[Kind, tuple[str, ...]]] = {
+    "source": KEY_COLUMNS,
+    "target": KEY_COLUMNS,
+    "published": (*KEY_COLUMNS, "probability"),
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,8 @@ class RegroupJob:
     Attributes:
         lake: The lake.
         versions: The version of each table that is read.
-        conditions: SQL of which events of a domain are needed.
+        conditions: SQL of which events of a kind are needed.
+        users: Rows of the table `RUN_USERS`, if the condition of source events names it.
         candidates: The candidates.
         bounds: The first user of each partition but the first.
         id_bounds: The first hash of an event id of each of their partitions but the first.
@@ -54,7 +69,8 @@ class RegroupJob:
 
     lake: Lake
     versions: Mapping[Table, int]
-    conditions: Mapping[Domain, str]
+    conditions: Mapping[Kind, str]
+    users: Segment | None
     candidates: CandidateFiles
     bounds: Sequence[Any]
     id_bounds: Sequence[int]
@@ -64,7 +80,7 @@ class RegroupJob:
 class EventPart(NamedTuple):
     """Events that one task reads."""
 
-    domain: Domain
+    kind: Kind
     files: FilePart
 
 
@@ -75,7 +91,7 @@ class CandidatePart(NamedTuple):
 
 
 class _Written(NamedTuple):
-    kind: Literal["source", "target", "event_ids"]
+    kind: Literal[Kind, "event_ids"]
     segments: dict[int, Segment]
     items: Segment | None = None
 
@@ -85,12 +101,12 @@ class UserPartitions:
     """The inputs by number of the partition; those without rows are missing.
 
     Attributes:
-        events: Domain → events, with the columns `KEY`.
+        events: Kind → events, with `COLUMNS`.
         repeated_ids: Ranks of the candidates that are not the first with their event id; see `rank_sql`.
         items: Each item of the target events: ``first_seen``, and the number of its ``events``.
     """
 
-    events: Mapping[Domain, Mapping[int, Sequence[Segment]]]
+    events: Mapping[Kind, Mapping[int, Sequence[Segment]]]
     repeated_ids: Mapping[int, Sequence[Segment]]
     items: pa.Table
 
@@ -106,7 +122,7 @@ def regroup_by_user(
         parts: What each task of the first round reads, target events among them.
         connection: DuckDB connection.
     """
-    written: dict[str, dict[int, list[Segment]]] = {kind: defaultdict(list) for kind in (*_TABLES, "event_ids")}
+    written: dict[Any, dict[int, list[Segment]]] = {kind: defaultdict(list) for kind in (*job.conditions, "event_ids")}
     items: list[Segment] = []
     for each in executor.map(_write_by_partition, ((job, part) for part in parts)):
         items += [each.items] if each.items else []
@@ -116,23 +132,19 @@ def regroup_by_user(
     for ranked in executor.map(_rank_event_ids, ((job, segments) for _, segments in sorted(written.pop("event_ids").items()))):
         for number, segment in ranked.items():
             repeated[number].append(segment)
-    return UserPartitions(
-        {"source": written["source"], "target": written["target"]}, repeated, _sum_items(job, connection, items)
-    )
+    return UserPartitions(written, repeated, _sum_items(job, connection, items))
 
 
-def rank_sql(rows: str, key: str, is_shared: str, *columns: str) -> str:
-    """Return a query of `RANK_COLUMNS`: the rank of each row that is not the first with its key; the first is the likeliest one.
+def rank_sql(rows: str, key: str, is_shared: str, *, order: str) -> str:
+    """Return a query that adds a column ``rank`` to the rows that are not the first with their key; the first is the likeliest one.
 
     Args:
         rows: Relation of the rows.
         key: Columns of the key.
         is_shared: SQL: whether another row has the key's hash. Only such rows are sorted.
-        columns: More columns to select.
+        order: Columns that order rows that are as likely.
     """
-    order = f"probability DESC, event_id, {FILE}, {ROW}"
-    selected = ", ".join([FILE, ROW, *columns])
-    return f"""SELECT {selected}, row_number() OVER (PARTITION BY {key} ORDER BY {order}) AS rank
+    return f"""SELECT *, row_number() OVER (PARTITION BY {key} ORDER BY probability DESC, {order}) AS rank
         FROM {rows} WHERE {is_shared} QUALIFY rank > 1"""
 
 
@@ -142,10 +154,13 @@ def _write_by_partition(connection: DuckDBPyConnection, job: RegroupJob, part: E
 
 
 def _write_events(connection: DuckDBPyConnection, job: RegroupJob, part: EventPart) -> _Written:
-    table, items = _TABLES[part.domain], None
-    connection.register("events", open_file_part(job.lake.open_table(table, version=job.versions[table]), part.files))
-    query = f"SELECT {KEY} FROM events WHERE {job.conditions[part.domain]}"
-    if part.domain == "target":
+    table = TABLES[part.kind]
+    items: Segment | None = None
+    if job.users is not None and part.kind == "source":
+        load_segments(connection, [job.users], folder=job.folder, name=RUN_USERS)
+    create_file_part_view(connection, "events", job.lake.open_table(table, version=job.versions[table]), part.files)
+    query = f"SELECT {', '.join(COLUMNS[part.kind])} FROM events WHERE {job.conditions[part.kind]}"
+    if part.kind == "target":
         connection.execute(f"CREATE OR REPLACE TEMP TABLE known_events AS {query}")
         query = "FROM known_events"
         seen = (
@@ -155,12 +170,14 @@ def _write_events(connection: DuckDBPyConnection, job: RegroupJob, part: EventPa
     segments = write_segments(connection, query, key=USER_ID, bounds=job.bounds, folder=job.folder)
     connection.execute("DROP TABLE IF EXISTS known_events")
     connection.unregister("events")
-    return _Written(part.domain, segments, items)
+    connection.execute("DROP VIEW IF EXISTS events")
+    return _Written(part.kind, segments, items)
 
 
 def _write_event_ids(connection: DuckDBPyConnection, job: RegroupJob, part: CandidatePart) -> _Written:
-    connection.register("candidate_ids", job.candidates.read(part.groups, ["event_id", "probability", USER_ID]))
-    query = f"""SELECT event_id, probability, {FILE}, {ROW}, (hash(event_id) >> 1)::BIGINT AS digest,
+    job.candidates.create_view(connection, "candidate_ids", part.groups, ["event_id", "probability", USER_ID])
+    # Two hashes in place of the id, a text: 127 bits, which distinct ids do not share.
+    query = f"""SELECT (hash(event_id) >> 1)::BIGINT AS digest, hash(reverse(event_id)) AS other_digest, probability, {FILE}, {ROW},
             {partition_number_sql(USER_ID, job.bounds)} AS user_partition
         FROM candidate_ids"""
     segments = write_segments(connection, query, key="digest", bounds=job.id_bounds, folder=job.folder)
@@ -172,7 +189,7 @@ def _rank_event_ids(connection: DuckDBPyConnection, job: RegroupJob, segments: S
     """Task of the second round: write the ranks of rows with an equal event id, by partition of users."""
     load_segments(connection, segments, folder=job.folder, name="id_rows")
     shared = "digest IN (SELECT digest FROM id_rows GROUP BY digest HAVING count(*) > 1)"
-    ranked = rank_sql("id_rows", "event_id", shared, "user_partition")
+    ranked = rank_sql("id_rows", "digest, other_digest", shared, order=f"{FILE}, {ROW}")
     connection.execute(f"CREATE OR REPLACE TEMP TABLE ranked AS {ranked}")
     numbers = range(1, len(job.bounds) + 1)
     found: dict[int, Segment] = {}

@@ -16,7 +16,8 @@ from scalr_prod.compute import executor
 from scalr_prod.core import partitioned
 from scalr_prod.errors import ComputeError, QualityError
 from scalr_prod.ledger import RunSpec, RunState, run_folder
-from scalr_prod.quality import audit_tasks, partition_audit, user_partitions, validate_run
+from scalr_prod.publication import publish
+from scalr_prod.quality import audit_tasks, drift, partition_audit, user_partitions, validate_run
 from scalr_prod.schemas import Table
 
 #: Starts worker processes.
@@ -30,12 +31,14 @@ def small(monkeypatch):
     """Many partitions and tasks of few rows."""
     monkeypatch.setattr(partitioned, "PARTITION_ROWS", 60)
     monkeypatch.setattr(audit_tasks, "_TASK_ROWS", 50)
+    monkeypatch.setattr(drift, "MIN_EVENTS", 100)
     monkeypatch.setattr(executor, "LOCAL_WORKERS_MIN_WORK_S", 0)
 
 
 def make(folder: Path, extra: str = SETTINGS) -> tuple[Handmade, RunSpec]:
-    """A run with candidates that break rules."""
+    """A run with candidates that break rules, and one published before it."""
     project = Handmade(folder, extra, target=GATE_TARGET, items=[*(f"t{i}" for i in range(10)), "late", "unseen"])
+    publish(project.settings, project.accepted(start=0, end=50).run_id)
     spec = project.run()
     project.write(spec, project.faulty_candidates(spec), parts=4)
     return project, spec
@@ -53,6 +56,7 @@ def judge(project: Handmade, spec: RunSpec, **compute) -> dict[str, str]:
     assert len(contents) > 5
     report = json.loads((folder / "gate.json").read_text())["report"]
     assert report["quarantined"] >= 14
+    assert report["figures"]["psi_sample"] > 50
     contents["report"] = json.dumps(report | {"docs": ""}).encode()
     contents["quarantine"] = repr(project.lake.read(Table.SYNTHETIC_QUARANTINE).to_pylist()).encode()
     return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}

@@ -29,13 +29,13 @@ def test_a_partition_reads_only_the_row_groups_with_its_users(project, monkeypat
         spec, rows.iloc[np.arange(len(rows)).reshape(parts, -1).T.ravel()], parts=parts
     )  # consecutive users in a file
     monkeypatch.setattr("scalr_prod.core.partitioned.PARTITION_ROWS", 50)
-    reads, read = [], candidate_files.CandidateFiles.read
+    reads, create_view = [], candidate_files.CandidateFiles.create_view
 
-    def counted(self, groups, columns):
+    def counted(self, connection, name, groups, columns):
         reads.append((len(columns), len(groups)))
-        return read(self, groups, columns)
+        create_view(self, connection, name, groups, columns)
 
-    monkeypatch.setattr(candidate_files.CandidateFiles, "read", counted)
+    monkeypatch.setattr(candidate_files.CandidateFiles, "create_view", counted)
     assert validate_run(project.settings, spec.run_id).rows == len(rows)
     ids, groups = ([read for columns, read in reads if (columns > 3) is whole] for whole in (False, True))
     assert sum(ids) == parts
