@@ -10,6 +10,7 @@ from scalr_prod.core.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from scalr_prod.compute.cluster import Cluster, open_cluster, preload_workers, progress_channel, worker_folder
     from scalr_prod.compute.executor import Executor, is_distributed, open_executor
+    from scalr_prod.compute.file_parts import FilePart, create_file_part_view, open_file_part, plan_file_parts
     from scalr_prod.compute.shuffle import (
         Segment,
         ShuffleFolder,
@@ -24,12 +25,16 @@ if TYPE_CHECKING:
 __all__ = [
     "Cluster",
     "Executor",
+    "FilePart",
     "Segment",
     "ShuffleFolder",
+    "create_file_part_view",
     "is_distributed",
     "load_segments",
     "open_cluster",
     "open_executor",
+    "open_file_part",
+    "plan_file_parts",
     "preload_workers",
     "progress_channel",
     "read_segments",
@@ -45,11 +50,15 @@ __getattr__ = lazy_exports(
     {
         "Cluster": "cluster",
         "Executor": "executor",
+        "FilePart": "file_parts",
         "Segment": "shuffle",
         "ShuffleFolder": "shuffle",
+        "create_file_part_view": "file_parts",
         "is_distributed": "executor",
         "open_cluster": "cluster",
         "open_executor": "executor",
+        "open_file_part": "file_parts",
+        "plan_file_parts": "file_parts",
         "preload_workers": "cluster",
         "progress_channel": "cluster",
         "load_segments": "shuffle",

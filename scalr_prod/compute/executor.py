@@ -37,7 +37,9 @@ class Executor(Protocol):
 
 
 @contextmanager
-def open_executor(settings: Settings, connection: Any, *, tasks: int, work_s: float, stage: str) -> Iterator[Executor]:
+def open_executor(
+    settings: Settings, connection: Any, *, tasks: int, work_s: float, stage: str, run_id: str = ""
+) -> Iterator[Executor]:
     """Open what runs a stage's tasks: the cluster of ``[compute] dask``, or this process if a cluster would not be faster.
 
     Args:
@@ -46,6 +48,7 @@ def open_executor(settings: Settings, connection: Any, *, tasks: int, work_s: fl
         tasks: Number of tasks.
         work_s: Estimate of their processor time, in seconds.
         stage: Name of the stage, which is also the command that repeats it.
+        run_id: The run that the stage works on, if the command names one.
 
     Raises:
         SchedulerUnreachable: No scheduler answers at the address, or it has no worker.
@@ -53,8 +56,8 @@ def open_executor(settings: Settings, connection: Any, *, tasks: int, work_s: fl
     if not is_distributed(settings.compute, tasks=tasks, work_s=work_s):
         yield _ThisProcess(connection)
         return
-    with open_cluster(settings, tasks=tasks, resume=f"run: scalr {stage}") as cluster:
-        yield _Workers(cluster, settings, {"stage": stage})
+    with open_cluster(settings, tasks=tasks, resume=f"run: scalr {stage} {run_id}".rstrip()) as cluster:
+        yield _Workers(cluster, settings, {"stage": stage} | ({"run_id": run_id} if run_id else {}))
 
 
 def is_distributed(compute: ComputeSettings, *, tasks: int, work_s: float) -> bool:

@@ -19,7 +19,7 @@ from scalr_prod.core.file_systems import open_file_system
 from scalr_prod.core.partitioned import PARTITION_NUMBER, iter_numbered, partition_number_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     import pyarrow as pa
     from pyarrow.fs import FileSystem
@@ -64,6 +64,14 @@ class ShuffleFolder:
     def new_path(self, suffix: str) -> str:
         """Return the path of a new file, relative to the folder. Two attempts of a task never write to one file."""
         return f"{self.prefix}{uuid.uuid4()}{suffix}"
+
+    def put(self, path: Path) -> str:
+        """Copy a file of this machine to the folder, and return its path there."""
+        from pyarrow.fs import LocalFileSystem, copy_files
+
+        copied = self.new_path(path.suffix)
+        copy_files(str(path), copied, source_filesystem=LocalFileSystem(), destination_filesystem=self.open())
+        return copied
 
     def take(self, path: str, destination: Path) -> None:
         """Move a file to a path on this machine."""
@@ -147,12 +155,21 @@ def read_segments(segments: Iterable[Segment], *, folder: ShuffleFolder) -> pa.T
     return pa.concat_tables(tables)
 
 
-def load_segments(db: Any, segments: Iterable[Segment], *, folder: ShuffleFolder, name: str) -> int:
-    """Create or replace a temporary DuckDB table with the rows of segments, of which there is at least one; return the row count.
+def load_segments(
+    db: Any, segments: Collection[Segment], *, folder: ShuffleFolder, name: str, schema: pa.Schema | None = None
+) -> int:
+    """Create or replace a temporary DuckDB table with the rows of segments, and return the row count.
 
     DuckDB sorts its own table twice as fast as an Arrow table, and can spill it.
+
+    Args:
+        db: DuckDB connection.
+        segments: The segments.
+        folder: Where they are.
+        name: The table's name.
+        schema: Columns of the table if there is no segment; None: there is at least one.
     """
-    rows = read_segments(segments, folder=folder)
+    rows = read_segments(segments, folder=folder) if schema is None or segments else schema.empty_table()
     db.register("segments", rows)
     try:
         db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS FROM segments")

@@ -53,6 +53,12 @@ def quantile_bounds(db: Any, relation: str, key: str, rows: int) -> list[Any]:
     return sorted({found[len(found) * number // partitions] for number in range(1, partitions)}) if found else []
 
 
+def hash_bounds(rows: int) -> list[int]:
+    """Return the bounds that split the hashes of so many rows, from 0 to 2⁶³ − 1, into partitions of about `PARTITION_ROWS` rows."""
+    partitions = -(-rows // PARTITION_ROWS)
+    return [(number << 63) // partitions for number in range(1, partitions)]
+
+
 def iter_partition_tables(
     db: Any,
     query: str,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         record_harmed_segments,
     )
     from scalr_prod.generation.late_events import LateReport, LateWindow, late_windows, replay_settings
-    from scalr_prod.generation.part_files import open_part_writer, part_path
+    from scalr_prod.generation.part_files import part_path
     from scalr_prod.generation.plan import plan_run, resolve_run_spec, run_settings
     from scalr_prod.generation.policy import (
         SEGMENTS,
@@ -60,7 +60,6 @@ __all__ = [
     "keep_counts",
     "late_windows",
     "logs_digest",
-    "open_part_writer",
     "open_session",
     "part_path",
     "plan_run",
@@ -107,7 +106,6 @@ __getattr__ = lazy_exports(
         "keep_counts": "popularity_matching",
         "late_windows": "late_events",
         "logs_digest": "policy",
-        "open_part_writer": "part_files",
         "open_session": "task",
         "part_path": "part_files",
         "plan_run": "plan",

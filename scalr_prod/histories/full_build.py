@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from scalr_prod.compute import load_segments, open_executor, shuffle_folder, write_segments
+from scalr_prod.compute import load_segments, open_executor, open_file_part, plan_file_parts, shuffle_folder, write_segments
 from scalr_prod.core.delta_log import arrow_schema, duckdb_readable_files, files_dataset, row_count, row_count_by_file
 from scalr_prod.core.partitioned import quantile_bounds
 from scalr_prod.histories.incremental import create_events_view, latest_created, sort_partition_sql
@@ -27,10 +27,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
     import pyarrow as pa
-    import pyarrow.dataset as ds
     from deltalake import DeltaTable
 
-    from scalr_prod.compute import Executor, Segment, ShuffleFolder
+    from scalr_prod.compute import Executor, FilePart, Segment, ShuffleFolder
     from scalr_prod.config import HistorySettings, Settings
     from scalr_prod.histories.incremental import EventsTable
     from scalr_prod.lake import Lake, TableFile
@@ -74,20 +73,6 @@ class WrittenRows(NamedTuple):
     known_until: int | None
 
 
-class _EventFiles(NamedTuple):
-    """Events that one task reads.
-
-    Attributes:
-        names: Files of the events table.
-        part: Which part of their row groups.
-        parts: Number of parts.
-    """
-
-    names: tuple[str, ...]
-    part: int = 0
-    parts: int = 1
-
-
 @dataclass(frozen=True)
 class _Job:
     """What every task needs to know."""
@@ -128,7 +113,8 @@ def write_all_rows(build: TableBuild, connection: Any, folder: Path, *, tell: Ca
         ComputeError: A task failed.
     """
     events, lake, table = build.source.current, build.lake, build.table
-    rows, inputs, bounds = row_count(events), _plan_inputs(events), _partition_bounds(connection, table, events)
+    rows, bounds = row_count(events), _partition_bounds(connection, table, events)
+    inputs = plan_file_parts(row_count_by_file(events), _TASK_EVENTS)
     tasks = max(len(inputs), len(bounds) + 1)
     written: list[_WrittenPartition] = []
     try:
@@ -173,27 +159,7 @@ def _partition_bounds(connection: Any, table: Table, events: DeltaTable) -> list
         connection.unregister("keys")
 
 
-def _plan_inputs(events: DeltaTable) -> list[_EventFiles]:
-    """Divide the events among tasks: small files together, row groups of large files apart."""
-    inputs: list[_EventFiles] = []
-    names: list[str] = []
-    pending = 0
-    for name, rows in sorted(row_count_by_file(events).items()):
-        parts = -(-rows // _TASK_EVENTS)
-        if parts > 1:
-            inputs += [_EventFiles((name,), part, parts) for part in range(parts)]
-            continue
-        if names and pending + rows > _TASK_EVENTS:
-            inputs.append(_EventFiles(tuple(names)))
-            names, pending = [], 0
-        names.append(name)
-        pending += rows
-    return [*inputs, _EventFiles(tuple(names))] if names else inputs
-
-
-def _regroup(
-    executor: Executor, job: _Job, inputs: list[_EventFiles]
-) -> tuple[npt.NDArray[np.int64], dict[int, list[Segment]]]:
+def _regroup(executor: Executor, job: _Job, inputs: list[FilePart]) -> tuple[npt.NDArray[np.int64], dict[int, list[Segment]]]:
     """Write events by partition; return the latest created time of each file, ascending, and the segments of each partition."""
     latest: dict[str, int] = {}
     segments = defaultdict(list)
@@ -205,29 +171,12 @@ def _regroup(
     return np.unique(np.array([*latest.values()], np.int64)), segments
 
 
-def _write_events(connection: Any, job: _Job, files: _EventFiles) -> _Regrouped:
+def _write_events(connection: Any, job: _Job, files: FilePart) -> _Regrouped:
     """Task of the first round: write some events by partition."""
-    events = _open_events(job, files)
+    events = open_file_part(job.lake.open_table(job.events, version=job.events_version), files)
     create_events_view(connection, job.table, "events", events)
     rows = "SELECT *, 0::BIGINT AS before FROM events"
     return _Regrouped(write_segments(connection, rows, key="key", bounds=job.bounds, folder=job.folder), latest_created(events))
-
-
-def _open_events(job: _Job, files: _EventFiles) -> ds.Dataset:
-    import pyarrow.dataset as ds
-
-    events = files_dataset(job.lake.open_table(job.events, version=job.events_version), frozenset(files.names))
-    if files.parts == 1:
-        return events
-    fragments = [
-        fragment.subset(row_group_ids=groups) for fragment in events.get_fragments() if (groups := _row_groups(fragment, files))
-    ]
-    return ds.FileSystemDataset(fragments, events.schema, ds.ParquetFileFormat(), events.filesystem)
-
-
-def _row_groups(fragment: Any, files: _EventFiles) -> list[int]:
-    groups = fragment.num_row_groups
-    return [group for group in range(groups) if group * files.parts // groups == files.part]
 
 
 def _compute(

@@ -7,16 +7,13 @@ import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from scalr_prod.core.partitioned import rebatch
-from scalr_prod.generation import candidate_schema
-from scalr_prod.lake import Lake
-from scalr_prod.quality.row_verdicts import RowVerdicts, evaluate_rules
+from scalr_prod.quality.audit_tasks import ITEM_EVENTS, audit_candidates
+from scalr_prod.quality.row_verdicts import RowVerdicts
 from scalr_prod.quality.rule_set import unusable_rule_error
-from scalr_prod.quality.rules import EVENT_COLUMNS, has_one_context_per_user, timestamp_literal
+from scalr_prod.quality.rules import EVENT_COLUMNS, has_one_context_per_user
 from scalr_prod.quality.sample_size import ROWS_PER_USER, max_bad_rows_by_chance
-from scalr_prod.quality.user_partitions import UserPartitions
-from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, source_item_key_sql
-from scalr_prod.workspace import create_delta_view, escape_glob, open_duckdb, quote_literal, staging_folder
+from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from scalr_prod.workspace import open_duckdb, staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -25,92 +22,65 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from scalr_prod.config import Settings
-    from scalr_prod.ledger import RunSpec
+    from scalr_prod.ledger import Publication, RunSpec
+    from scalr_prod.quality.audit_tasks import AuditedRows
     from scalr_prod.quality.rule_protocol import FigureRule, RowRule
 
 
 #: View of user and item of the accepted rows.
 ACCEPTED_EVENTS: Final = "accepted_events"
-
-#: View name in the audit → lake table.
-_READ: Final = {
-    "all_source_events": Table.SOURCE_EVENTS,
-    "all_target_events": Table.TARGET_EVENTS,
-    "target_items": Table.TARGET_ITEMS,
-}
 _SHOWN: Final = ("event_id", USER_ID, ITEM_ID, EVENT_TIMESTAMP)
-#: Accepted rows per written batch.
-_BATCH: Final = 100_000
-#: Columns that identify the context of an event.
-_CONTEXT: Final = f"{USER_ID}, source_domain, source_item_id, source_event_timestamp"
 
 
 @contextmanager
 def open_audit(
-    settings: Settings, spec: RunSpec, files: Sequence[Path], rules: Sequence[RowRule], *, popularity_buckets: int
+    settings: Settings,
+    spec: RunSpec,
+    files: Sequence[Path],
+    rules: Sequence[RowRule],
+    *,
+    popularity_buckets: int,
+    reference: Publication | None = None,
 ) -> Iterator[Audit]:
-    """Apply the rules to every row of the candidate files; spill to the project's home."""
-    with staging_folder(settings, "gate") as folder, open_duckdb(settings, folder) as connection:
-        lake = Lake.open(settings)
+    """Apply the rules to every row of the candidate files; spill to the project's home.
 
-        for name, table in _READ.items():
-            create_delta_view(connection, name, lake.open_table(table, version=spec.table_versions.get(table.value)))
-        for domain in ("source", "target"):
-            connection.execute(
-                f"CREATE TEMP VIEW {domain}_events AS "
-                f"SELECT * FROM all_{domain}_events WHERE {CREATED_TIMESTAMP} <= {timestamp_literal(spec.as_of)}"
-            )
-        if files:
-            found = connection.read_parquet([escape_glob(path) for path in files], filename=True, file_row_number=True)
-            found.create_view("candidates")
-        else:
-            connection.register("candidates", _empty_candidates(candidate_schema(lake)))
-        connection.execute(
-            f"""CREATE TEMP TABLE items AS SELECT {ITEM_ID}, true AS found, min(first_seen) AS first_seen FROM (
-                SELECT {ITEM_ID}, min({EVENT_TIMESTAMP}) AS first_seen FROM target_events GROUP BY {ITEM_ID}
-                UNION ALL SELECT {ITEM_ID}, NULL FROM target_items)
-            GROUP BY {ITEM_ID}"""
-        )
-        sources = settings.domains.source_names
-        ranges = UserPartitions(connection, spec, sources, folder, home=settings.home)
-        own = [f"c.{name}" for name in EVENT_COLUMNS]
-        judged = evaluate_rules(connection, _joined(sources), rules, columns=own, shown=_SHOWN, paths=ranges.iter_files())
+    Args:
+        settings: The project's settings.
+        spec: The run.
+        files: Its candidate files, in one folder.
+        rules: Rules for every row.
+        popularity_buckets: Number of buckets of `Audit.distribution_figures`.
+        reference: The publication that drift is measured from.
+
+    Raises:
+        QualityError: A rule's expression cannot be computed.
+        ComputeError: A task failed.
+    """
+    with staging_folder(settings, "gate") as folder, open_duckdb(settings, folder) as connection:
+        rows = audit_candidates(settings, spec, files, rules, connection, folder, reference=reference)
+        verdicts = RowVerdicts(connection, rules, _SHOWN, rows.to_sql(rules))
         connection.execute(f"CREATE TEMP VIEW {ACCEPTED_EVENTS} AS SELECT {USER_ID}, {ITEM_ID} FROM judged WHERE accepted")
-        yield Audit(judged, ranges, spec, popularity_buckets, sources)
+        yield Audit(verdicts, rows, spec, popularity_buckets, settings.domains.source_names)
 
 
 class Audit:
     """The rule verdicts on a run's rows, and the figures computed from them."""
 
     def __init__(
-        self, judged: RowVerdicts, ranges: UserPartitions, spec: RunSpec, popularity_buckets: int, sources: Sequence[str]
+        self, verdicts: RowVerdicts, rows: AuditedRows, spec: RunSpec, popularity_buckets: int, sources: Sequence[str]
     ) -> None:
-        self.verdicts = judged
-        self._ranges = ranges
-        self._connection = judged.connection
+        self.verdicts, self.rows = verdicts, rows
+        self._connection = verdicts.connection
         self._spec = spec
         self._buckets = popularity_buckets
         self._sources = sources
 
-    def accepted(self) -> pa.RecordBatchReader:
-        """Read the rows that pass every rule, ordered by user and time, so that equal rows give an equal file."""
-        import pyarrow as pa
-
-        columns, order = ", ".join(EVENT_COLUMNS), f"{USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}"
-        schema = self._connection.sql(f"SELECT {columns} FROM judged LIMIT 0").to_arrow_table().schema
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            for file in self.verdicts.files:  # one file per user partition, in user order
-                query = f"SELECT {columns} FROM read_parquet({quote_literal(file)}) WHERE accepted ORDER BY {order}"
-                yield from self._connection.sql(query).to_arrow_reader(_BATCH)
-
-        return pa.RecordBatchReader.from_batches(schema, rebatch(batches(), _BATCH))
-
     def rejected(self) -> pa.RecordBatchReader:
-        """Read the other rows, with the names of the broken rules in ``reason``; ``run_id`` is that of the audited run."""
+        """Read the rejected rows, with the names of the broken rules in ``reason``; ``run_id`` is that of the audited run."""
         columns = ", ".join(f"'{self._spec.run_id}' AS run_id" if name == "run_id" else name for name in EVENT_COLUMNS)
         broken = ", ".join(f"CASE WHEN NOT {rule.name} THEN '{rule.name}' END" for rule in self.verdicts.rules)
-        query = f"SELECT {columns}, concat_ws(', ', {broken}) AS reason FROM judged WHERE NOT accepted"
+        order = f"{USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}, event_id, reason"
+        query = f"SELECT {columns}, concat_ws(', ', {broken}) AS reason FROM judged WHERE NOT accepted ORDER BY {order}"
         return self._connection.sql(query).to_arrow_reader(100_000)
 
     def figures(self, max_bad_share: float) -> dict[str, float]:
@@ -119,28 +89,26 @@ class Audit:
         Args:
             max_bad_share: The largest allowed share of bad rows.
         """
-        rows, good = self.verdicts.counts()
-        most, translated = self._per_context()
-        effective_users, copies = self._per_user()
-        contexts = source_events = self._ranges.source_event_counts.total()
+        counts = self.rows.counts
+        rows, good = counts.candidates.total(), counts.accepted.total()
+        translated, contexts = counts.contexts, counts.source_events.total()
         if has_one_context_per_user(self._spec):
-            (translated,) = self.verdicts.fetch_row(f"SELECT count(DISTINCT {USER_ID}) FROM judged WHERE accepted")
-            contexts = self._ranges.user_count
+            translated, contexts = counts.users, counts.source_users
         limit = self._spec.start if self._spec.mode == "causal" else self._spec.as_of
         return {
             "candidates": rows,
             "accepted": good,
             "bad_rows_beyond_chance": rows - good - max_bad_rows_by_chance(rows, max_bad_share),
-            "effective_users": effective_users,
+            "effective_users": counts.effective_users,
             "quarantined_share": (rows - good) / rows if rows else 0.0,
-            "source_events": source_events,
+            "source_events": counts.source_events.total(),
             "contexts": contexts,
-            "translated_contexts": int(translated),
+            "translated_contexts": translated,
             "source_coverage": translated / contexts if contexts else 0.0,
-            "max_events_per_source_event": most,
+            "max_events_per_source_event": counts.max_per_context,
             "seconds_trained_past_limit": max(0.0, (self._spec.translator_trained_until - limit).total_seconds()),
-            "max_user_item_copies": copies,
-        } | self.distribution_figures(ACCEPTED_EVENTS, effective_users)
+            "max_user_item_copies": counts.max_copies,
+        } | self.distribution_figures(ACCEPTED_EVENTS, counts.effective_users)
 
     def distribution_figures(self, events: str, effective_users: float) -> dict[str, float]:
         """Compute the figures on how events spread over items, compared with the real events.
@@ -182,50 +150,23 @@ class Audit:
 
     def counts_by_source(self) -> dict[str, dict[str, int]]:
         """Count per source domain: ``source_events`` of the window, and ``candidates`` and ``accepted`` rows made from them."""
-        source_events = self._ranges.source_event_counts
-        counts = {name: {"source_events": source_events[name], "candidates": 0, "accepted": 0} for name in self._sources}
-        query = "SELECT source_domain, count(*), count(*) FILTER (accepted) FROM judged GROUP BY source_domain"
-        for name, candidates, accepted in self._connection.sql(query).fetchall():
-            if name in counts:
-                counts[name] |= {"candidates": candidates, "accepted": accepted}
-        return counts
-
-    def _per_context(self) -> tuple[int, int]:
-        """Return the largest number of accepted rows of one context, and the number of contexts with any."""
-        most = contexts = 0
-        for file in self.verdicts.files:
-            largest, count = self.verdicts.fetch_row(
-                f"""SELECT coalesce(max(events), 0), count(*) FROM (
-                    SELECT count(*) AS events FROM read_parquet({quote_literal(file)}) WHERE accepted GROUP BY {_CONTEXT})"""
-            )
-            most, contexts = max(most, largest), contexts + count
-        return most, contexts
-
-    def _per_user(self) -> tuple[float, int]:
-        """Return the effective number of users, and the largest number of accepted rows of one user and item.
-
-        Users with n accepted rows each carry the evidence of (Σ n)²/Σ n² users with equally many.
-        """
-        total = squares = copies = 0
-        for file in self.verdicts.files:
-            events, squared, most = self.verdicts.fetch_row(
-                f"""WITH pairs AS (
-                    SELECT {USER_ID}, count(*) AS copies FROM read_parquet({quote_literal(file)}) WHERE accepted
-                    GROUP BY {USER_ID}, {ITEM_ID}),
-                users AS (SELECT sum(copies) AS events, max(copies) AS copies FROM pairs GROUP BY {USER_ID})
-                SELECT coalesce(sum(events), 0), coalesce(sum(events * events), 0), coalesce(max(copies), 0) FROM users"""
-            )
-            total, squares, copies = total + int(events), squares + int(squared), max(copies, int(most))
-        return (total * total / squares if squares else 0.0), copies
+        counts = self.rows.counts
+        return {
+            name: {
+                "source_events": counts.source_events[name],
+                "candidates": counts.candidates[name],
+                "accepted": counts.accepted[name],
+            }
+            for name in self._sources
+        }
 
     def _item_figures(self, events: str, effective_users: float) -> dict[str, float]:
         excess, made, real, rows = self.verdicts.fetch_row(
-            f"""WITH real AS (SELECT {ITEM_ID}, count(*) AS events FROM target_events GROUP BY {ITEM_ID}),
-            made AS (SELECT {ITEM_ID}, count(*) AS events FROM {events} GROUP BY {ITEM_ID}),
+            f"""WITH made AS (SELECT {ITEM_ID}, count(*) AS events FROM {events} GROUP BY {ITEM_ID}),
             items AS (
                 SELECT coalesce(made.events, 0) AS made_events, coalesce(real.events, 0) AS real_events,
                     made_events / sum(made_events) OVER () AS p, real_events / sum(real_events) OVER () AS q
-                FROM real FULL JOIN made USING ({ITEM_ID}))
+                FROM {ITEM_EVENTS} real FULL JOIN made USING ({ITEM_ID}))
             SELECT max(p - q), exp(-sum(p * ln(p) ORDER BY p) FILTER (made_events > 0)),
                 exp(-sum(q * ln(q) ORDER BY q) FILTER (real_events > 0)), sum(made_events)
             FROM items"""
@@ -252,8 +193,7 @@ class Audit:
         The sum is ordered, so that equal events give a bit-identical figure.
         """
         (distance,) = self.verdicts.fetch_row(
-            f"""WITH popularity AS (SELECT {ITEM_ID}, count(*) AS events FROM target_events GROUP BY {ITEM_ID}),
-            levels AS (SELECT events, sum(events) AS mass FROM popularity GROUP BY events),
+            f"""WITH levels AS (SELECT events, sum(events) AS mass FROM {ITEM_EVENTS} GROUP BY events),
             cut AS (
                 SELECT events, mass, sum(mass) OVER () AS total,
                     floor({self._buckets} * (sum(mass) OVER (ORDER BY events) - mass / 2) / sum(mass) OVER ()) AS bucket
@@ -261,28 +201,7 @@ class Audit:
             real AS (SELECT bucket, sum(mass) / any_value(total) AS share FROM cut GROUP BY bucket),
             made AS (
                 SELECT bucket, count(*) / sum(count(*)) OVER () AS share
-                FROM {events} JOIN popularity USING ({ITEM_ID}) JOIN cut USING (events) GROUP BY bucket)
+                FROM {events} JOIN {ITEM_EVENTS} USING ({ITEM_ID}) JOIN cut USING (events) GROUP BY bucket)
             SELECT 0.5 * sum(abs(real.share - coalesce(made.share, 0)) ORDER BY bucket) FROM real LEFT JOIN made USING (bucket)"""
         )
         return float(distance)
-
-
-def _empty_candidates(schema: pa.Schema) -> pa.Table:
-    import pyarrow as pa
-
-    more = [pa.field("filename", pa.string()), pa.field("file_row_number", pa.int64())]
-    return pa.schema([*schema, *more]).empty_table()
-
-
-def _joined(sources: Sequence[str]) -> str:
-    """Return the query of candidates ``c`` with source event ``s``, item ``i`` and the user's own consumption of the item ``u``."""
-    source_key = source_item_key_sql("source_domain", "source_item_id", sources)
-    return f"""
-        WITH u AS (
-            SELECT {USER_ID}, {ITEM_ID}, min({EVENT_TIMESTAMP}) AS first_consumed FROM target t
-            SEMI JOIN partition_rows p ON t.{USER_ID} = p.{USER_ID} AND t.{ITEM_ID} = p.{ITEM_ID}
-            GROUP BY {USER_ID}, {ITEM_ID})
-        SELECT {{columns}} FROM (
-            SELECT c.*, struct_pack(found := ({USER_ID}, {source_key}, source_event_timestamp) IN (FROM source)) AS s FROM c) c
-        LEFT JOIN items i ON i.{ITEM_ID} = c.{ITEM_ID}
-        LEFT JOIN u ON u.{USER_ID} = c.{USER_ID} AND u.{ITEM_ID} = c.{ITEM_ID}"""

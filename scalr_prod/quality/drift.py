@@ -127,25 +127,29 @@ def rows_in_view(lake: Lake, publications: Sequence[Publication]) -> dict[str, i
     return counts
 
 
-def measure_drift(connection: Any, lake: Lake, spec: RunSpec, reference: Publication) -> dict[str, float]:
+def history_length(spec: RunSpec) -> int:
+    """Return the upper limit of the history length of a run's events."""
+    return int(spec.settings.get("histories", {}).get("length", _LONGEST))
+
+
+def measure_drift(published: Iterable[pa.Table], accepted: Iterable[pa.Table]) -> dict[str, float]:
     """Compute ``drift_<figure>`` of a run's accepted rows for each figure, and ``psi_sample``: 1/(1/n + 1/m) of the n and m events.
 
     Args:
-        connection: The audit's connection, with its views ``judged``, ``source_events`` and ``target_events``.
-        lake: The lake with the reference's rows.
-        spec: The run.
-        reference: From `select_reference`.
+        published: `count_values` of the reference's events, of one or more partitions.
+        accepted: The same of the run's.
     """
-    connection.register("published", lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
-    window = f"{EVENT_TIMESTAMP} >= $start AND {EVENT_TIMESTAMP} < $end AND run_id = $run_id"
-    params = {"start": reference.start, "end": reference.end, "run_id": reference.run_id}
-    length = int(spec.settings.get("histories", {}).get("length", _LONGEST))
-    previous = _counted(connection, f"SELECT * FROM published WHERE {window}", length, params)
-    current = _counted(connection, "SELECT * FROM judged WHERE accepted", length, {})
-    connection.unregister("published")
+    previous, current = map(_sum_values, (published, accepted))
     n, m = (sum(table["events"].to_pylist()) / len(FIGURES) for table in (previous, current))
     sample = {"psi_sample": n * m / (n + m) if n and m else 0.0}
     return {f"drift_{name}": value for name, value in compute_drift(previous, current).items()} | sample
+
+
+def _sum_values(tables: Iterable[pa.Table]) -> pa.Table:
+    import pyarrow as pa
+
+    summed = pa.concat_tables(tables).group_by(["figure", "value"]).aggregate([("events", "sum")])
+    return summed.rename_columns(["figure", "value", "events"])
 
 
 def compute_drift(reference: pa.Table, current: pa.Table) -> dict[str, float]:
@@ -220,27 +224,30 @@ def warn_on_drift(figures: dict[str, Any], quality: QualitySettings, reference: 
         )
 
 
-def _counted(connection: Any, rows: str, length: int, params: dict[str, Any]) -> pa.Table:
-    """Count the rows by ``figure`` and ``value``; log probabilities are rounded to 0.01 to limit the number of values."""
+def count_values(connection: Any, rows: str, length: int) -> pa.Table:
+    """Count events by ``figure`` and ``value``; log probabilities are rounded to 0.01 to limit the number of values.
+
+    Args:
+        connection: DuckDB connection, with ``source``, all source events of the events' users, and ``items``, each item's ``events``.
+        rows: Query of the events.
+        length: Upper limit of the history length.
+    """
     each = " UNION ALL ".join(
         f"SELECT '{name}' AS figure, CAST({name} AS DOUBLE) AS value, count(*) AS events FROM seen GROUP BY {name}"
         for name in FIGURES
     )
     return connection.sql(
         f"""WITH made AS ({rows}),
-        popularity AS (SELECT {ITEM_ID}, count(*) AS events FROM target_events GROUP BY {ITEM_ID}),
         histories AS (
             SELECT {USER_ID}, {EVENT_TIMESTAMP}, max(number) AS number FROM (
                 SELECT {USER_ID}, {EVENT_TIMESTAMP},
                     row_number() OVER (PARTITION BY {USER_ID} ORDER BY {EVENT_TIMESTAMP}) AS number
-                FROM source_events SEMI JOIN made USING ({USER_ID}))
+                FROM source SEMI JOIN made USING ({USER_ID}))
             GROUP BY ALL),
         seen AS (
-            SELECT coalesce(p.events, 0) AS item_popularity, least(coalesce(h.number, 0), {length}) AS history_length,
+            SELECT coalesce(i.events, 0) AS item_popularity, least(coalesce(h.number, 0), {length}) AS history_length,
                 round(ln(greatest(m.probability, 1e-30)), 2) AS probability
-            FROM made m LEFT JOIN popularity p USING ({ITEM_ID})
+            FROM made m LEFT JOIN items i USING ({ITEM_ID})
             ASOF LEFT JOIN histories h ON m.{USER_ID} = h.{USER_ID} AND m.{EVENT_TIMESTAMP} >= h.{EVENT_TIMESTAMP})
-        {each}
-        ORDER BY figure, value""",
-        params=params,
+        {each}"""
     ).to_arrow_table()

@@ -18,12 +18,13 @@ from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.quality import calibration, information, privacy_rules
 from scalr_prod.quality.audit import open_audit
 from scalr_prod.quality.calibration import calibration_figures
+from scalr_prod.quality.candidate_files import FILE, ROW
 from scalr_prod.quality.drift import measure_drift, rows_in_view, select_reference, warn_on_drift
 from scalr_prod.quality.gate_report import GateReport, describe_failures
 from scalr_prod.quality.gx_engine import open_gx_session
 from scalr_prod.quality.gx_inspections import validate_columns, validate_figures, validate_rows
 from scalr_prod.quality.information import information_figures
-from scalr_prod.quality.outputs import write_accepted, write_quarantine
+from scalr_prod.quality.outputs import move_accepted, write_quarantine
 from scalr_prod.quality.pooling import pool_small_run
 from scalr_prod.quality.privacy_rules import membership_figures
 from scalr_prod.quality.rule_protocol import AuditedRun
@@ -43,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 _SUITE: Final = "synthetic_events"
 #: Columns of the judged rows beside those of the rules.
-_RESERVED: Final = (*EVENT_COLUMNS, "accepted", "reason")
+_RESERVED: Final = (*EVENT_COLUMNS, "accepted", "reason", FILE, ROW)
 _AUDITABLE: Final = frozenset({RunState.GENERATED, RunState.VALIDATED, RunState.REJECTED})
 _FINAL: Final = frozenset({RunState.PUBLISHED, RunState.ROLLED_BACK})
 
@@ -205,7 +206,8 @@ def _audit(
             reference=None if reference is None else reference.run_id,
         )
         rules, bounds = rule_set.rules(run, _RESERVED)
-        with open_audit(settings, spec, files, rules, popularity_buckets=generation["align_buckets"]) as audit:
+        buckets = generation["align_buckets"]
+        with open_audit(settings, spec, files, rules, popularity_buckets=buckets, reference=reference) as audit:
             severity: Literal["warning", "critical"] = "warning" if quality.policy == "quarantine" else "critical"
             by_row = validate_rows(inspector, _SUITE, spec.run_id, audit.verdicts, severity=severity)
             figures: dict[str, Any] = audit.figures(quality.max_quarantine_share) | {
@@ -214,7 +216,7 @@ def _audit(
             figures |= information_figures(record) | calibration_figures(record, quality)
             figures |= membership_figures(settings, spec, files)
             if reference is not None:
-                figures |= measure_drift(audit.verdicts.connection, Lake.open(settings), spec, reference)
+                figures |= measure_drift(*zip(*audit.rows.values, strict=True))
                 warn_on_drift(figures, quality, reference)
             figures |= audit.query_figures(bounds, figures)
             pooled = pool_small_run(audit, spec, Lake.open(settings), bounds, figures)
@@ -230,7 +232,7 @@ def _audit(
             passed = all(rule.success is not False for rule in by_run) and (quality.policy == "quarantine" or good == rows)
             quarantined = rows - good if quality.policy == "quarantine" else 0
             write_quarantine(settings, spec, audit.rejected() if quarantined else None)
-            accepted = write_accepted(folder, audit.accepted() if passed else None, schema)
+            accepted = move_accepted(folder, audit.rows.accepted if passed else None)
     return GateReport(
         spec.run_id,
         passed,

@@ -7,16 +7,15 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from scalr_prod.errors import QualityError
-from scalr_prod.workspace import claim_home, read_parquet_sql, staging_folder
+from scalr_prod.workspace import claim_home, staging_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -77,14 +76,14 @@ class GxSession:
         self.docs = docs
 
     def validate(
-        self, suite: str, subject: str, rows: pa.Table | Sequence[str], checks: Sequence[ExpectationSpec]
+        self, suite: str, subject: str, rows: pa.Table | str, checks: Sequence[ExpectationSpec]
     ) -> list[ExpectationOutcome]:
         """Validate rows and store the result.
 
         Args:
             suite: Name of the suite of these checks; new in this session.
             subject: Name of the result in the data docs, such as a run's id.
-            rows: A table, or the names of Parquet files, without glob characters.
+            rows: A table, or a DuckDB query that reads files alone.
             checks: The expectations.
 
         Returns:
@@ -96,8 +95,8 @@ class GxSession:
 
         database = self._folder / f"{suite}.duckdb"
         with duckdb.connect(str(database)) as connection:
-            if isinstance(rows, Sequence):
-                connection.execute(f"CREATE VIEW {suite} AS FROM {read_parquet_sql(rows)}")
+            if isinstance(rows, str):
+                connection.execute(f"CREATE VIEW {suite} AS {rows}")
             else:
                 connection.from_arrow(rows).create(suite)
             (count,) = connection.execute(f"SELECT count(*) FROM {suite}").fetchall()[0]

@@ -53,7 +53,7 @@ def validate_rows(
     """Validate every rule over every row."""
     rules = verdicts.rules
     checks = [ExpectationSpec.all_true(rule.name, rule.description, severity=severity) for rule in rules]
-    findings = session.validate(f"{suite}_rows", subject, verdicts.files, checks)
+    findings = session.validate(f"{suite}_rows", subject, verdicts.query, checks)
     return [
         RuleOutcome(
             rule.name,

@@ -8,11 +8,12 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.core.hashing import file_sha256
-from scalr_prod.generation import open_part_writer, part_path
+from scalr_prod.generation import part_path
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -21,32 +22,38 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
 
 
-def write_accepted(folder: Path, rows: pa.RecordBatchReader | None, schema: pa.Schema) -> list[dict[str, Any]]:
-    """Write the accepted rows to ``<run>/accepted``, replacing its content; without rows, only remove it.
+def move_accepted(folder: Path, files: Sequence[Path] | None) -> list[dict[str, Any]]:
+    """Move files of accepted rows to ``<run>/accepted``, replacing its content; without files, only remove it.
+
+    Args:
+        folder: The run's folder.
+        files: The files, in order; None: none is accepted.
 
     Returns:
         The files: ``path`` relative to the run's folder, ``rows``, ``sha256``.
     """
-    import pyarrow as pa
-
     accepted = folder / "accepted"
-    if rows is None:
+    if files is None:
         shutil.rmtree(accepted, ignore_errors=True)
         return []
     unfinished = folder / f".accepted-{uuid.uuid4().hex}"
     try:
-        path = part_path(unfinished, 0)
-        written = 0
-        with open_part_writer(path, schema) as write:
-            for batch in rows:
-                write(pa.Table.from_batches([batch]).cast(schema))
-                written += batch.num_rows
-        sha256 = file_sha256(path)
+        unfinished.mkdir()
+        moved = []
+        for number, path in enumerate(files):
+            shutil.move(path, part_path(unfinished, number))
+            moved.append(_describe(part_path(unfinished, number)))
         shutil.rmtree(accepted, ignore_errors=True)
         unfinished.replace(accepted)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return [{"path": f"accepted/{path.name}", "rows": written, "sha256": sha256}]
+    return moved
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    import pyarrow.parquet as pq
+
+    return {"path": f"accepted/{path.name}", "rows": pq.read_metadata(path).num_rows, "sha256": file_sha256(path)}
 
 
 def write_quarantine(settings: Settings, spec: RunSpec, rows: pa.RecordBatchReader | None) -> None:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.quality.rule_set import unusable_rule_error
-from scalr_prod.workspace import escape_glob
+from scalr_prod.workspace import escape_glob, quote_literal, read_parquet_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from scalr_prod.quality.rule_protocol import RowRule
@@ -21,15 +22,19 @@ _EXAMPLES: Final = 3
 class RowVerdicts:
     """The view ``judged`` of a connection: the rows' own columns, one boolean per rule, and ``accepted``.
 
-    Attributes:
-        files: Its Parquet files in order, escaped for DuckDB.
+    Args:
+        connection: DuckDB connection; the view is created in it.
+        rules: The rules.
+        shown: Columns that identify a row in examples.
+        query: DuckDB query of the view, which reads files alone.
     """
 
-    def __init__(self, connection: Any, rules: Sequence[RowRule], shown: Sequence[str], files: Sequence[str]) -> None:
+    def __init__(self, connection: Any, rules: Sequence[RowRule], shown: Sequence[str], query: str) -> None:
         self.connection = connection
         self.rules = rules
-        self.files = files
+        self.query = query
         self._shown = shown
+        connection.execute(f"CREATE OR REPLACE TEMP VIEW judged AS {query}")
 
     def counts(self) -> tuple[int, int]:
         """Count all rows, and those that pass every rule."""
@@ -49,16 +54,10 @@ class RowVerdicts:
         return row
 
 
-def evaluate_rules(
-    connection: Any,
-    select: str,
-    rules: Sequence[RowRule],
-    *,
-    columns: Sequence[str],
-    shown: Sequence[str],
-    paths: Iterable[Path],
+def write_verdicts(
+    connection: Any, select: str, rules: Sequence[RowRule], *, columns: Sequence[str], shown: Sequence[str], path: Path
 ) -> RowVerdicts:
-    """Apply every rule to every row of a query, once per output file, and store the verdicts on disk.
+    """Apply every rule to every row of a query, and write the verdicts to a Parquet file.
 
     Args:
         connection: DuckDB.
@@ -66,27 +65,42 @@ def evaluate_rules(
         rules: Rules over the columns of the query.
         columns: Expressions of the rows' own columns to keep.
         shown: Columns that identify a row in examples.
-        paths: One or more Parquet files to write. The query runs again for each path taken from the iterable, which may prepare its tables.
+        path: The file.
 
     Raises:
         QualityError: A rule's expression cannot be computed; the error names the rule.
     """
+    with _naming_the_rule(connection, select, rules):
+        query = _verdicts_sql(select, rules, columns)
+        connection.execute(f"COPY ({query}) TO {quote_literal(str(path))} (FORMAT parquet)")
+    return RowVerdicts(connection, rules, shown, f"FROM {read_parquet_sql([escape_glob(path)])}")
+
+
+def create_verdicts_table(connection: Any, name: str, select: str, rules: Sequence[RowRule], *, columns: Sequence[str]) -> None:
+    """Apply every rule to every row of a query, and store the verdicts in a temporary table of this name.
+
+    Other arguments and errors as for `write_verdicts`.
+    """
+    with _naming_the_rule(connection, select, rules):
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {_verdicts_sql(select, rules, columns)}")
+
+
+def _verdicts_sql(select: str, rules: Sequence[RowRule], columns: Sequence[str]) -> str:
+    verdicts = [f"coalesce({rule.holds}, false) AS {rule.name}" for rule in rules]
+    all_of = " AND ".join(rule.name for rule in rules)
+    return f"SELECT *, {all_of} AS accepted FROM ({select.format(columns=', '.join([*columns, *verdicts]))})"
+
+
+@contextmanager
+def _naming_the_rule(connection: Any, select: str, rules: Sequence[RowRule]) -> Iterator[None]:
+    """Raise a `QualityError` for the first rule that fails alone, if the block fails."""
     import duckdb
 
-    verdicts = [f"coalesce({rule.holds}, false) AS {rule.name}" for rule in rules]
-    judged = select.format(columns=", ".join([*columns, *verdicts]))
-    all_of = " AND ".join(rule.name for rule in rules)
-    written: list[str] = []
-    for path in paths:
-        quoted = str(path).replace("'", "''")
-        try:
-            connection.execute(f"COPY (SELECT *, {all_of} AS accepted FROM ({judged})) TO '{quoted}' (FORMAT parquet)")
-        except duckdb.Error as error:
-            _raise_for_rule(connection, select, rules, error)
-            raise
-        written.append(escape_glob(path))
-    connection.read_parquet(written).create_view("judged")
-    return RowVerdicts(connection, rules, shown, written)
+    try:
+        yield
+    except duckdb.Error as error:
+        _raise_for_rule(connection, select, rules, error)
+        raise
 
 
 def _raise_for_rule(connection: Any, select: str, rules: Sequence[RowRule], error: Exception) -> None:

@@ -12,7 +12,7 @@ from scalr_prod.errors import QualityGateFailed
 from scalr_prod.quality.gate_report import GateReport, describe_failures
 from scalr_prod.quality.gx_engine import open_gx_session
 from scalr_prod.quality.gx_inspections import validate_columns, validate_figures, validate_rows
-from scalr_prod.quality.row_verdicts import evaluate_rules
+from scalr_prod.quality.row_verdicts import write_verdicts
 from scalr_prod.quality.rule_protocol import FigureRule, RowRule
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, PROVENANCE_COLUMNS, SPLIT, TRAIN, USER_ID
 from scalr_prod.workspace import escape_glob, open_duckdb, staging_folder
@@ -114,7 +114,7 @@ def _inspect(
                 LEFT JOIN contradicted b USING (filename, file_row_number)"""
             shown = [f"r.{name}" for name in _SHOWN]
             rules = _row_rules(manifest)
-            judged = evaluate_rules(connection, select, rules, columns=shown, shown=_SHOWN, paths=[scratch / "judged.parquet"])
+            judged = write_verdicts(connection, select, rules, columns=shown, shown=_SHOWN, path=scratch / "judged.parquet")
             outcomes += validate_rows(inspector, _SUITE, subject, judged)
             checked, good = judged.counts()
             broken = checked - good

@@ -1,185 +1,211 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Partitions of the audit by user: candidates with their users' events of both domains, one partition in memory at a time.
+"""Inputs of an audit by partition of users, regrouped in two rounds of tasks of `scalr_prod.compute`.
 
-Rules about a row, or about a user's rows, need one partition only. Event ids alone are compared across all rows.
+Rules about a row, or about a user's rows, need one partition only. Event ids alone are compared across all rows: the first round writes
+them by their hash, and the second ranks rows with an equal one. Generation writes candidates in the order of their users, so that each
+partition reads its row groups where they are.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from scalr_prod.core.partitioned import PARTITION_ROWS, iter_partition_tables, quantile_bounds
-from scalr_prod.quality.rules import has_one_context_per_user, timestamp_literal
-from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, source_domain_sql
-from scalr_prod.workspace import has_consent_sql, not_held_out_sql, quote_literal
+from scalr_prod.compute import create_file_part_view, load_segments, read_segments, write_segments, write_tables
+from scalr_prod.core.partitioned import partition_number_sql
+from scalr_prod.quality.candidate_files import FILE, ROW
+from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
-    from scalr_prod.ledger import RunSpec
+    import pyarrow as pa
+    from duckdb import DuckDBPyConnection
+
+    from scalr_prod.compute import Executor, FilePart, Segment, ShuffleFolder
+    from scalr_prod.lake import Lake
+    from scalr_prod.quality.candidate_files import CandidateFiles, RowGroup
 
 
-_KEY: Final = f"{USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}"
-#: Bits of a digest, so that it is a non-negative BIGINT.
-_BITS: Final = 63
+#: Columns that identify an event.
+KEY_COLUMNS: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP)
+KEY: Final = ", ".join(KEY_COLUMNS)
+#: Columns of a row's place and rank.
+RANK_COLUMNS: Final = f"{FILE}, {ROW}, rank"
+#: Table of the users of the run's rows.
+RUN_USERS: Final = "run_users"
 
+#: Events that are regrouped: those of both domains, and those of the run that drift is measured from.
+Kind = Literal["source", "target", "published"]
 
-class UserPartitions:
-    """Tables of one user partition at a time.
-
-    ``c``: the candidates, with ``same_event_id`` and ``same_user_item_time``: rank among rows with an equal key, 1 for the first.
-    ``source``: the users' source events of the window, and of the time range that candidates refer to. ``target``: their target events.
-
-    Args:
-        connection: DuckDB, with ``candidates``, ``source_events`` and ``target_events`` as known by the run's ``as_of``.
-        spec: The run.
-        sources: The project's source domains.
-        folder: Folder of the judged rows and of spilled partitions.
-        home: The project's home.
-
-    Attributes:
-        source_event_counts: Domain → distinct source events of the window, without those of held-out users and users without consent;
-            complete after the last partition.
-        user_count: Number of users with such events; counted only if the run has one context per user.
-    """
-
-    def __init__(self, connection: Any, spec: RunSpec, sources: Sequence[str], folder: Path, *, home: Path) -> None:
-        self.source_event_counts: Counter[str] = Counter()
-        self.user_count = 0
-        self._connection, self._spec, self._sources, self._folder = connection, spec, sources, folder
-        self._window = (
-            f"{EVENT_TIMESTAMP} >= {timestamp_literal(spec.start)} AND {EVENT_TIMESTAMP} < {timestamp_literal(spec.end)}"
-        )
-
-        self._is_translated = f"{not_held_out_sql(spec.settings, USER_ID)} AND {has_consent_sql(home, spec.settings, USER_ID)}"
-
-    def iter_files(self) -> Iterator[Path]:
-        """Yield the output file of each partition, after creating the partition's tables."""
-        db = self._connection
-        self._find_repeated_ids()
-        queries = {
-            "source": f"SELECT {_KEY} FROM source_events WHERE {self._in_time()}",
-            "target": f"SELECT {_KEY} FROM target_events",
-        }
-        edges = self._edges([*queries.values(), f"SELECT {USER_ID} FROM candidates WHERE {USER_ID} IS NOT NULL"])
-        tables = [
-            iter_partition_tables(db, query, key=USER_ID, bounds=edges, folder=self._folder / f"{name}-partitions", name=name)
-            for name, query in queries.items()
-        ]
-        db.execute(
-            f"""CREATE TEMP TABLE candidate_files AS
-            SELECT filename, min({USER_ID}) AS first_user, max({USER_ID}) AS last_user, count(*) > count({USER_ID}) AS lacks_users
-            FROM candidates GROUP BY filename"""
-        )
-        for number, _ in enumerate(zip(*tables, strict=True)):
-            partition = _Partition(edges, number)
-            # DuckDB leaves out files by name without opening them; otherwise each partition would open all files.
-            files = db.execute(f"SELECT filename FROM candidate_files WHERE {partition.files_sql}", partition.bounds).fetchall()
-            names = ", ".join(quote_literal(name) for (name,) in files) or "NULL"
-            query = f"FROM candidates WHERE {partition.rows_sql} AND filename IN ({names})"
-            db.execute(f"CREATE OR REPLACE TEMP TABLE partition_rows AS {query}", partition.bounds)
-            shared = f"SELECT hash({_KEY}) AS digest FROM partition_rows GROUP BY digest HAVING count(*) > 1"
-            _number_repeated(db, "repeated_keys", "partition_rows", _KEY, f"hash({_KEY}) IN ({shared})")
-            db.execute(
-                """CREATE OR REPLACE TEMP VIEW c AS
-                SELECT partition_rows.*, coalesce(of_id.place, 1) AS same_event_id, coalesce(of_key.place, 1) AS same_user_item_time
-                FROM partition_rows
-                LEFT JOIN repeated_ids of_id USING (filename, file_row_number)
-                LEFT JOIN repeated_keys of_key USING (filename, file_row_number)"""
-            )
-            self._count()
-            yield self._folder / f"judged-{number:05d}.parquet"
-
-    def _in_time(self) -> str:
-        """Return SQL: whether a source event is in the window, or in the time range that candidates refer to."""
-        start, end = map(timestamp_literal, (self._spec.start, self._spec.end))
-        ((first, last),) = self._connection.execute(
-            f"""SELECT least({start}, min(source_event_timestamp))::VARCHAR, greatest({end}, max(source_event_timestamp))::VARCHAR
-            FROM candidates"""
-        ).fetchall()
-        return f"{EVENT_TIMESTAMP} >= TIMESTAMPTZ '{first}' AND {EVENT_TIMESTAMP} <= TIMESTAMPTZ '{last}'"
-
-    def _edges(self, queries: Sequence[str]) -> list[Any]:
-        """Return the users that split the rows of all queries into partitions of about `PARTITION_ROWS` rows."""
-        every = " UNION ALL ".join(f"SELECT {USER_ID} FROM ({query})" for query in queries)
-        ((rows,),) = self._connection.execute(f"SELECT count(*) FROM ({every})").fetchall()
-        return quantile_bounds(self._connection, f"({every})", USER_ID, rows)
-
-    def _find_repeated_ids(self) -> None:
-        """Create ``repeated_ids`` over all candidates; count digests one range at a time."""
-        db = self._connection
-        ((rows,),) = db.execute("SELECT count(*) FROM candidates").fetchall()
-        count = -(-rows // (8 * PARTITION_ROWS)) or 1  # a digest has eight bytes
-        edges = [(number << _BITS) // count for number in range(1, count)]
-        digest = f"(hash(event_id) >> {64 - _BITS})::BIGINT"
-        db.execute("CREATE TEMP TABLE shared_ids (digest BIGINT)")
-        query, folder = f"SELECT {digest} AS digest FROM candidates", self._folder / "digest-partitions"
-        for table in iter_partition_tables(db, query, key="digest", bounds=edges, folder=folder, name="digests"):
-            db.execute(f"INSERT INTO shared_ids SELECT digest FROM {table} GROUP BY digest HAVING count(*) > 1")
-        _number_repeated(db, "repeated_ids", "candidates", "event_id", f"{digest} IN (FROM shared_ids)")
-
-    def _count(self) -> None:
-        counted = f"SELECT DISTINCT {_KEY} FROM source WHERE {self._window} AND {self._is_translated}"
-        domain = source_domain_sql(ITEM_ID, self._sources)
-        query = f"SELECT {domain}, count(*) FROM ({counted}) GROUP BY ALL"
-        self.source_event_counts.update(dict(self._connection.execute(query).fetchall()))
-        if has_one_context_per_user(self._spec):
-            ((users,),) = self._connection.execute(f"SELECT count(DISTINCT {USER_ID}) FROM ({counted})").fetchall()
-            self.user_count += users
+TABLES: Final[Mapping[Kind, Table]] = {
+    "source": Table.SOURCE_EVENTS,
+    "target": Table.TARGET_EVENTS,
+    "published": Table.SYNTHETIC_TARGET_EVENTS,
+}
+#: Columns of the events of each kind.
+COLUMNS: Final[Mapping[Kind, tuple[str, ...]]] = {
+    "source": KEY_COLUMNS,
+    "target": KEY_COLUMNS,
+    "published": (*KEY_COLUMNS, "probability"),
+}
 
 
 @dataclass(frozen=True)
-class _Partition:
-    """The candidates of a partition: those of its users; rows without a user are in the first partition.
+class RegroupJob:
+    """What the tasks need to know.
 
     Attributes:
-        edges: The first user of each partition but the first.
-        number: Number of the partition.
+        lake: The lake.
+        versions: The version of each table that is read.
+        conditions: SQL of which events of a kind are needed.
+        users: Rows of the table `RUN_USERS`, if the condition of source events names it.
+        candidates: The candidates.
+        bounds: The first user of each partition but the first.
+        id_bounds: The first hash of an event id of each of their partitions but the first.
+        folder: Where tasks write.
     """
 
-    edges: Sequence[Any]
-    number: int
-
-    @property
-    def bounds(self) -> dict[str, Any]:
-        """Parameters of the SQL: the first user, and the first one of the next partition."""
-        first = {"first": self.edges[self.number - 1]} if self.number else {}
-        return first | ({"next": self.edges[self.number]} if self.number < len(self.edges) else {})
-
-    @property
-    def rows_sql(self) -> str:
-        """SQL of whether a row of ``candidates`` is in the partition."""
-        return self._within(USER_ID, USER_ID, f"{USER_ID} IS NULL")
-
-    @property
-    def files_sql(self) -> str:
-        """SQL of whether a row of ``candidate_files`` may hold rows of the partition."""
-        return self._within("first_user", "last_user", "lacks_users")
-
-    def _within(self, first_user: str, last_user: str, lacks_users: str) -> str:
-        conditions = {"first": f"{last_user} >= $first", "next": f"{first_user} < $next"}
-        condition = " AND ".join(conditions[name] for name in self.bounds) or "true"
-        return condition if self.number else f"({condition} OR {lacks_users})"
+    lake: Lake
+    versions: Mapping[Table, int]
+    conditions: Mapping[Kind, str]
+    users: Segment | None
+    candidates: CandidateFiles
+    bounds: Sequence[Any]
+    id_bounds: Sequence[int]
+    folder: ShuffleFolder
 
 
-def _number_repeated(connection: Any, name: str, rows: str, key: str, shared: str) -> None:
-    """Create the table ``name``: the rank of each row that is not the first with its key, by ``filename, file_row_number``.
+class EventPart(NamedTuple):
+    """Events that one task reads."""
 
-    Among rows with an equal key, the highest probability comes first.
+    kind: Kind
+    files: FilePart
+
+
+class CandidatePart(NamedTuple):
+    """Candidates that one task reads."""
+
+    groups: Sequence[RowGroup]
+
+
+class _Written(NamedTuple):
+    kind: Literal[Kind, "event_ids"]
+    segments: dict[int, Segment]
+    items: Segment | None = None
+
+
+@dataclass(frozen=True)
+class UserPartitions:
+    """The inputs by number of the partition; those without rows are missing.
+
+    Attributes:
+        events: Kind → events, with `COLUMNS`.
+        repeated_ids: Ranks of the candidates that are not the first with their event id; see `rank_sql`.
+        items: Each item of the target events: ``first_seen``, and the number of its ``events``.
+    """
+
+    events: Mapping[Kind, Mapping[int, Sequence[Segment]]]
+    repeated_ids: Mapping[int, Sequence[Segment]]
+    items: pa.Table
+
+
+def regroup_by_user(
+    executor: Executor, job: RegroupJob, parts: Sequence[EventPart | CandidatePart], connection: DuckDBPyConnection
+) -> UserPartitions:
+    """Run both rounds.
 
     Args:
+        executor: Runs the tasks.
+        job: What they need to know.
+        parts: What each task of the first round reads, target events among them.
         connection: DuckDB connection.
-        name: Name of the table.
+    """
+    written: dict[Any, dict[int, list[Segment]]] = {kind: defaultdict(list) for kind in (*job.conditions, "event_ids")}
+    items: list[Segment] = []
+    for each in executor.map(_write_by_partition, ((job, part) for part in parts)):
+        items += [each.items] if each.items else []
+        for number, segment in each.segments.items():
+            written[each.kind][number].append(segment)
+    repeated: dict[int, list[Segment]] = defaultdict(list)
+    for ranked in executor.map(_rank_event_ids, ((job, segments) for _, segments in sorted(written.pop("event_ids").items()))):
+        for number, segment in ranked.items():
+            repeated[number].append(segment)
+    return UserPartitions(written, repeated, _sum_items(job, connection, items))
+
+
+def rank_sql(rows: str, key: str, is_shared: str, *, order: str) -> str:
+    """Return a query that adds a column ``rank`` to the rows that are not the first with their key; the first is the likeliest one.
+
+    Args:
         rows: Relation of the rows.
         key: Columns of the key.
-        shared: SQL: whether another row has the key's digest. Only such rows are sorted.
+        is_shared: SQL: whether another row has the key's hash. Only such rows are sorted.
+        order: Columns that order rows that are as likely.
     """
-    connection.execute(
-        f"""CREATE OR REPLACE TEMP TABLE {name} AS
-        SELECT filename, file_row_number,
-            row_number() OVER (PARTITION BY {key} ORDER BY probability DESC, event_id, filename, file_row_number) AS place
-        FROM {rows} WHERE {shared} QUALIFY place > 1"""
-    )
+    return f"""SELECT *, row_number() OVER (PARTITION BY {key} ORDER BY probability DESC, {order}) AS rank
+        FROM {rows} WHERE {is_shared} QUALIFY rank > 1"""
+
+
+def _write_by_partition(connection: DuckDBPyConnection, job: RegroupJob, part: EventPart | CandidatePart) -> _Written:
+    """Task of the first round: write events by partition of users, or event ids by partition of their hashes."""
+    return _write_events(connection, job, part) if isinstance(part, EventPart) else _write_event_ids(connection, job, part)
+
+
+def _write_events(connection: DuckDBPyConnection, job: RegroupJob, part: EventPart) -> _Written:
+    table = TABLES[part.kind]
+    items: Segment | None = None
+    if job.users is not None and part.kind == "source":
+        load_segments(connection, [job.users], folder=job.folder, name=RUN_USERS)
+    create_file_part_view(connection, "events", job.lake.open_table(table, version=job.versions[table]), part.files)
+    query = f"SELECT {', '.join(COLUMNS[part.kind])} FROM events WHERE {job.conditions[part.kind]}"
+    if part.kind == "target":
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE known_events AS {query}")
+        query = "FROM known_events"
+        seen = (
+            f"SELECT {ITEM_ID}, min({EVENT_TIMESTAMP}) AS first_seen, count(*) AS events FROM known_events GROUP BY {ITEM_ID}"
+        )
+        items = write_tables([(0, connection.sql(seen).to_arrow_table())], folder=job.folder)[0]
+    segments = write_segments(connection, query, key=USER_ID, bounds=job.bounds, folder=job.folder)
+    connection.execute("DROP TABLE IF EXISTS known_events")
+    connection.unregister("events")
+    connection.execute("DROP VIEW IF EXISTS events")
+    return _Written(part.kind, segments, items)
+
+
+def _write_event_ids(connection: DuckDBPyConnection, job: RegroupJob, part: CandidatePart) -> _Written:
+    job.candidates.create_view(connection, "candidate_ids", part.groups, ["event_id", "probability", USER_ID])
+    # Two hashes in place of the id, a text: 127 bits, which distinct ids do not share.
+    query = f"""SELECT (hash(event_id) >> 1)::BIGINT AS digest, hash(reverse(event_id)) AS other_digest, probability, {FILE}, {ROW},
+            {partition_number_sql(USER_ID, job.bounds)} AS user_partition
+        FROM candidate_ids"""
+    segments = write_segments(connection, query, key="digest", bounds=job.id_bounds, folder=job.folder)
+    connection.unregister("candidate_ids")
+    return _Written("event_ids", segments)
+
+
+def _rank_event_ids(connection: DuckDBPyConnection, job: RegroupJob, segments: Sequence[Segment]) -> dict[int, Segment]:
+    """Task of the second round: write the ranks of rows with an equal event id, by partition of users."""
+    load_segments(connection, segments, folder=job.folder, name="id_rows")
+    shared = "digest IN (SELECT digest FROM id_rows GROUP BY digest HAVING count(*) > 1)"
+    ranked = rank_sql("id_rows", "digest, other_digest", shared, order=f"{FILE}, {ROW}")
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE ranked AS {ranked}")
+    numbers = range(1, len(job.bounds) + 1)
+    found: dict[int, Segment] = {}
+    if connection.execute("SELECT count(*) FROM ranked").fetchall()[0][0]:
+        query = f"SELECT {RANK_COLUMNS}, user_partition FROM ranked"
+        found = write_segments(connection, query, key="user_partition", bounds=numbers, folder=job.folder)
+    connection.execute("DROP TABLE ranked")
+    connection.execute("DROP TABLE id_rows")
+    return found
+
+
+def _sum_items(job: RegroupJob, connection: DuckDBPyConnection, segments: Sequence[Segment]) -> pa.Table:
+    """Return the items of all target events."""
+    connection.register("item_parts", read_segments(segments, folder=job.folder))
+    summed = connection.sql(
+        f"SELECT {ITEM_ID}, min(first_seen) AS first_seen, sum(events)::BIGINT AS events FROM item_parts GROUP BY {ITEM_ID}"
+    ).to_arrow_table()
+    connection.unregister("item_parts")
+    return summed

@@ -87,16 +87,25 @@ class ConsentState:
         """
         return f"SELECT {USER_ID} FROM {self._answers_sql(home)} WHERE NOT consent AND domain IN ({self._domains_sql})"
 
-    def has_consent_sql(self, home: Path, user: str) -> str:
-        """Return a DuckDB expression: whether a user's events may be used.
+    def deciding_users_sql(self, home: Path) -> str:
+        """Return a DuckDB query of the users whose answers decide: who consented, if all domains ask for consent; else who refused.
 
         Raises:
             InputError: The answers were removed.
         """
         if not self.all_domains:
-            return f"{user} NOT IN ({self.without_consent_sql(home)})"
+            return self.without_consent_sql(home)
         answers = f"FROM {self._answers_sql(home)} WHERE domain IN ({self._domains_sql})"
-        return f"{user} IN (SELECT {USER_ID} {answers} GROUP BY {USER_ID} HAVING bool_and(consent))"
+        return f"SELECT {USER_ID} {answers} GROUP BY {USER_ID} HAVING bool_and(consent)"
+
+    def permits_sql(self, user: str, deciding_users: str) -> str:
+        """Return a DuckDB expression: whether a user's events may be used.
+
+        Args:
+            user: An expression of the id.
+            deciding_users: A query of the users of `deciding_users_sql`.
+        """
+        return f"{user} {'IN' if self.all_domains else 'NOT IN'} ({deciding_users})"
 
     @property
     def _domains_sql(self) -> str:
@@ -142,7 +151,7 @@ def has_consent_sql(home: Path, settings: Mapping[str, Any], user: str) -> str:
         InputError: The answers were removed.
     """
     state = ConsentState.from_run(settings)
-    return "true" if state is None else state.has_consent_sql(home, user)
+    return "true" if state is None else state.permits_sql(user, state.deciding_users_sql(home))
 
 
 def ensure_consent_not_withdrawn(settings: Settings, run_id: str, run_settings: Mapping[str, Any]) -> None:

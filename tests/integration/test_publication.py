@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 from support.object_store import running_store
-from support.small_project import IDS, Handmade
+from support.small_project import IDS, Handmade, write_accepted
 from typer.testing import CliRunner
 
 from scalr_prod import Project
@@ -20,7 +20,6 @@ from scalr_prod.errors import CommitFailed, PublicationError
 from scalr_prod.lake.exclusive_commits import _check
 from scalr_prod.ledger import Ledger, PublicationStatus, RunSpec, RunState, run_folder
 from scalr_prod.publication import publish, rollback_run
-from scalr_prod.quality.outputs import write_accepted
 from scalr_prod.schemas import Table, generated_event_schema
 
 #: Starts a store; unit/lake/test_exclusive_commits.py has what is found out about one.
@@ -230,7 +229,7 @@ def test_a_commit_that_cannot_land_is_not_tried_over_and_over(project):
     schema = generated_event_schema(**IDS)
     rows = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "candidates").glob("*"))]).cast(schema)
     gate = json.loads((folder / "gate.json").read_text())
-    gate["report"]["files"] = write_accepted(folder, rows.to_reader(), schema)
+    gate["report"]["files"] = write_accepted(folder, rows)
     (folder / "gate.json").write_text(json.dumps(gate))
     started = time.monotonic()
     with pytest.raises(CommitFailed, match="nothing was written"):

@@ -17,10 +17,10 @@ from scalr_prod.generation import candidate_schema
 from scalr_prod.generation.part_files import open_part_writer, part_path
 from scalr_prod.ledger import RunSpec, RunWindow, TranslatorPin, run_folder
 from scalr_prod.quality import GateReport
-from scalr_prod.quality.outputs import write_accepted
 from scalr_prod.schemas import Table
 from support.byte_search import in_redis, traces
 from support.redis_server import client
+from support.small_project import write_accepted
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 END = START + timedelta(days=40)
@@ -99,7 +99,7 @@ def accepted_run(project):
     for name in ("asked/contexts", "parts", "candidates"):
         with open_part_writer(part_path(folder / name, 0), schema) as write:
             write(table)
-    files = write_accepted(folder, table.to_reader(), schema)
+    files = write_accepted(folder, table)
     report = GateReport(spec.run_id, True, "strict", len(rows), len(rows), 0, [], files=files).to_json()  # noqa: FBT003
     report["rules"] = [
         {"rule": "shown", "examples": json.loads(rows.tail(3)[["user_id", "item_id"]].to_json(orient="records"))},

@@ -23,7 +23,7 @@ from scalr_prod.config.settings import Settings, load_settings
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunSpec, RunState, RunWindow, TranslatorPin, run_folder
 from scalr_prod.quality import GateReport
-from scalr_prod.quality.outputs import write_accepted
+from scalr_prod.quality.outputs import move_accepted
 from scalr_prod.schemas import Table, generated_event_schema, table_schema
 from scalr_prod.workspace.user_assignment import Holdout
 from support.lakes import fill_lake_once
@@ -187,6 +187,25 @@ class Handmade:
         frame["created_timestamp"] = spec.as_of
         return frame
 
+    def faulty_candidates(self, spec: RunSpec) -> pd.DataFrame:
+        """Candidates of which 14 or more break a rule: one that looks at other rows, at a log, or at nothing but themselves."""
+        rows = self.candidates(spec).to_dict("records")
+        rows += [{**rows[place], "event_id": f"{place:032x}"} for place in (0, 70, 140)]  # a user, item and time again
+        rows += [{**rows[-place], "event_id": rows[place]["event_id"]} for place in (5, 60)]  # another user's event id
+        for place, (column, value) in {
+            11: ("user_id", None),
+            22: ("user_id", None),
+            33: ("user_id", "nobody"),
+            44: ("event_id", None),
+            55: ("source_item_id", "nothing"),
+            66: ("source_event_timestamp", pd.Timestamp("1999-01-01", tz="UTC")),
+            77: ("source_event_timestamp", None),
+            88: ("item_id", "unseen"),
+            99: ("weight", np.float32(2)),
+        }.items():
+            rows[place] = {**rows[place], column: value}
+        return pd.DataFrame(rows)
+
     def write(self, spec: RunSpec, frame: pd.DataFrame, *, schema: pa.Schema | None = None, parts: int = 2) -> Path:
         """Candidates as the generation leaves them, in several parts."""
         schema = schema or generated_event_schema(**IDS)
@@ -206,7 +225,7 @@ class Handmade:
         folder = run_folder(self.settings.home, spec.run_id)
         schema = generated_event_schema(**IDS)
         rows = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "candidates").glob("*"))]).cast(schema)
-        files = write_accepted(folder, rows.to_reader(), schema)
+        files = write_accepted(folder, rows)
         report = GateReport(spec.run_id, True, "strict", rows.num_rows, rows.num_rows, 0, [], files=files)  # noqa: FBT003
         (folder / "gate.json").write_text(json.dumps({"inputs": {}, "report": report.to_json()}))
         with Ledger.open(self.settings) as ledger:
@@ -226,6 +245,13 @@ class Handmade:
         """What the feature view's table holds."""
         frame = self.lake.read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas()
         return frame.sort_values(["user_id", "event_timestamp", "item_id"], ignore_index=True)
+
+
+def write_accepted(folder: Path, rows: pa.Table) -> list[dict[str, Any]]:
+    """Make rows the accepted ones of a run; gives the files as a gate's report has them."""
+    path = folder / "rows.parquet"
+    pq.write_table(rows, path)
+    return move_accepted(folder, [path])
 
 
 def in_processes(work: Callable[..., Any], arguments: list[tuple]) -> list[Any]:

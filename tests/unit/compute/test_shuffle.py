@@ -45,3 +45,22 @@ def test_files_of_others_are_not_removed(tmp_path):
             write_segments(db, "SELECT 2 AS key", key="key", bounds=[], folder=folder)
         load_segments(db, segments.values(), folder=other, name="found")
         assert db.sql("FROM found").fetchall() == [(1,)]
+
+
+def test_a_table_of_no_segment_has_the_columns(tmp_path):
+    schema = pa.schema([("key", pa.int64()), ("n", pa.string())])
+    with shuffle_folder(str(tmp_path), {}) as folder, duckdb.connect() as db:
+        assert load_segments(db, [], folder=folder, name="found", schema=schema) == 0
+        assert db.sql("FROM found").to_arrow_table().schema == schema
+
+
+def test_a_file_is_copied_to_the_folder_and_moved_back(tmp_path):
+    path, back = tmp_path / "rows.parquet", tmp_path / "back" / "rows.parquet"
+    path.write_bytes(b"rows")
+    with shuffle_folder(str(tmp_path), {}) as folder:
+        copied = folder.put(path)
+        assert {file.name for file in tmp_path.iterdir()} == {path.name, copied}
+        folder.take(copied, back)
+        assert (path.read_bytes(), back.read_bytes()) == (b"rows", b"rows")
+        folder.put(path)
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, "back"}

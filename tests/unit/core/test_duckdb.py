@@ -156,7 +156,7 @@ def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
 
     from scalr_prod.features.datasets import _facts
     from scalr_prod.ingest.rows import staged_rows_sql
-    from scalr_prod.quality.row_verdicts import evaluate_rules
+    from scalr_prod.quality.row_verdicts import write_verdicts
     from scalr_prod.quality.rule_protocol import RowRule
     from scalr_prod.training_set.reader import TrainingSet
     from scalr_prod.training_set.spine import _scan
@@ -183,13 +183,13 @@ def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
     assert pq.read_table(tmp_path / "v[1]" / "vocabulary" / "users.parquet").column(0).to_pylist() == [7]
     (tmp_path / "v1" / "judged.parquet").write_bytes(mine.with_name("p.parquet").read_bytes())
     rules = [RowRule("positive", "is positive", "item_id > 0")]
-    judged = evaluate_rules(
+    judged = write_verdicts(
         connection,
         "SELECT {columns} FROM (SELECT 5 AS item_id)",
         rules,
         columns=["item_id"],
         shown=["item_id"],
-        paths=[tmp_path / "v[1]" / "judged.parquet"],
+        path=tmp_path / "v[1]" / "judged.parquet",
     )
     assert judged.fetch_row("SELECT item_id FROM judged") == (5,)
     assert _facts(tmp_path / "v[1]" / "rows")[1:] == _facts(tmp_path / "v[1]" / "rows" / "p.parquet")[1:]

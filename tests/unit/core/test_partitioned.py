@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from scalr_prod.core import partitioned
-from scalr_prod.core.partitioned import iter_partition_tables, iter_sorted, quantile_bounds, rebatch
+from scalr_prod.core.partitioned import hash_bounds, iter_partition_tables, iter_sorted, quantile_bounds, rebatch
 
 RANDOM = random.Random(0)  # noqa: S311 - made data
 ROWS = 20_000
@@ -121,3 +121,9 @@ def test_batches_are_cut_anew(sizes):
     assert [number for batch in found for number in batch] == list(range(sum(sizes)))
     assert all(len(batch) == 10 for batch in found[:-1])
     assert all(0 < len(batch) <= 10 for batch in found)
+
+
+def test_hashes_are_split_evenly(monkeypatch):
+    monkeypatch.setattr(partitioned, "PARTITION_ROWS", 100)
+    assert hash_bounds(0) == hash_bounds(100) == []
+    assert hash_bounds(301) == [2**61, 2**62, 3 * 2**61]

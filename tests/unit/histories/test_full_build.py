@@ -43,18 +43,6 @@ def test_the_number_of_tasks_changes_neither_rows_nor_their_order(tmp_path, monk
         assert table_digest(split, table) == table_digest(settings, table)
 
 
-def test_row_groups_of_a_large_file_are_divided_among_tasks(tmp_path, monkeypatch):
-    """Delta's writer makes row groups of 65 536 rows; each task reads its own."""
-    settings = fill_lake(tmp_path, 150_000, files=1)
-    events = Lake.open(settings).open_table(Table.SOURCE_EVENTS)
-    monkeypatch.setattr(full_build, "_TASK_EVENTS", 60_000)
-    inputs = full_build._plan_inputs(events)
-    assert [(each.part, each.parts) for each in inputs] == [(0, 3), (1, 3), (2, 3)]
-    (fragment,) = events.to_pyarrow_dataset().get_fragments()
-    groups = [full_build._row_groups(fragment, each) for each in inputs]
-    assert [group for each in groups for group in each] == list(range(fragment.num_row_groups))
-
-
 def test_no_file_is_left_where_there_would_be_too_many_rows(tmp_path, monkeypatch):
     settings = fill_lake(tmp_path, 2_000)
     monkeypatch.setattr(partitioned, "PARTITION_ROWS", 100)

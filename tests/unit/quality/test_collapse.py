@@ -16,6 +16,7 @@ import pytest
 from scalr_prod.config import QualitySettings
 from scalr_prod.ledger import RunSpec, RunWindow, TranslatorPin
 from scalr_prod.quality.audit import ACCEPTED_EVENTS, Audit
+from scalr_prod.quality.audit_tasks import ITEM_EVENTS
 from scalr_prod.quality.row_verdicts import RowVerdicts
 from scalr_prod.quality.rule_protocol import AuditedRun
 from scalr_prod.quality.rules import RunRules
@@ -42,13 +43,13 @@ def users(rng: np.random.Generator) -> np.ndarray:
 
 def broken_rules(real: np.ndarray, made: pd.DataFrame) -> tuple[set[str], dict[str, float]]:
     """Return the broken rules on distributions, all of which are judged, and the figures."""
-    target = pd.DataFrame({"item_id": np.repeat(np.arange(ITEMS), real)})
+    target = pd.DataFrame({"item_id": np.arange(ITEMS), "events": real})
     with duckdb.connect() as connection:
-        connection.register("target_events", target)
+        connection.register(ITEM_EVENTS, target)
         connection.register(ACCEPTED_EVENTS, made)
         sizes = made["user_id"].value_counts().to_numpy()
         figures = {"effective_users": sizes.sum() ** 2 / (sizes**2).sum()}
-        audit = Audit(RowVerdicts(connection, [], (), []), None, None, 10, ())
+        audit = Audit(RowVerdicts(connection, [], (), f"FROM {ACCEPTED_EVENTS}"), None, None, 10, ())
         figures |= audit.distribution_figures(ACCEPTED_EVENTS, figures["effective_users"])
     spec = RunSpec.create(
         mode="causal",

@@ -19,7 +19,7 @@ from scalr_prod.errors import QualityGateFailed
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Publication, PublicationStatus, run_folder
 from scalr_prod.publication.commit import publish
-from scalr_prod.quality import validate_run
+from scalr_prod.quality import audit_tasks, validate_run
 from scalr_prod.quality.drift import FIGURES, MIN_EVENTS, compute_drift, psi, rows_in_view, select_reference
 from scalr_prod.schemas import Table, table_schema
 
@@ -270,3 +270,17 @@ def test_however_many_were_published_the_view_is_scanned_twice_at_most(tmp_path,
     assert found is not None
     assert found.run_id == "latest"
     assert len(scans) == 1
+
+
+@long
+def test_source_events_of_all_users_give_the_figures_of_the_runs_own(former, monkeypatch):
+    """Of very many users, the events of all are read."""
+    project, _ = former
+    project.configure(f"{PLAIN}max_drift = 50.0\n")
+    run_id = project.run(**candidates(project, 50, seed=2, shift=0.5)).run_id
+    found = []
+    for few in (1_000_000, 0):
+        monkeypatch.setattr(audit_tasks, "_FEW_USERS", few)
+        (run_folder(project.settings.home, run_id) / "gate.json").unlink(missing_ok=True)
+        found.append(validate_run(project.settings, run_id).figures)
+    assert found[0] == found[1]
