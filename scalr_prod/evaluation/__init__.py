@@ -12,14 +12,13 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.evaluation_report import EvaluationReport
     from scalr_prod.evaluation.interactions import DownstreamModel, Interactions
     from scalr_prod.evaluation.plan import EvaluationRequest
-    from scalr_prod.evaluation.verdict_summary import VerdictSummary, summarize_verdict
+    from scalr_prod.evaluation.verdict_summary import summarize_verdict
 
 __all__ = [
     "DownstreamModel",
     "EvaluationReport",
     "EvaluationRequest",
     "Interactions",
-    "VerdictSummary",
     "evaluate",
     "summarize_verdict",
 ]
@@ -31,7 +30,6 @@ __getattr__ = lazy_exports(
         "EvaluationReport": "evaluation_report",
         "EvaluationRequest": "plan",
         "Interactions": "interactions",
-        "VerdictSummary": "verdict_summary",
         "evaluate": "evaluation",
         "summarize_verdict": "verdict_summary",
     },

@@ -165,7 +165,10 @@ class EvaluationReport(Jsonable):
             "first verdict, default settings" if self.verdict["quick"] else "verdict": [
                 _verdict_line(model) for model in self.verdict["models"]
             ],
-            "budget": {family: _describe_budget(arms) for family, arms in self.budget.items()},
+            "budget": {
+                family: ", ".join(f"{arm} {used['fits']} fits and {used['rankings']} rankings" for arm, used in arms.items())
+                for family, arms in self.budget.items()
+            },
             "lambda": {family: choice["lambda"] for family, choice in self.choices.items()},
             "helps": {}
             if self.verdict["quick"]
@@ -415,10 +418,6 @@ def _over_best(verdict: Mapping[str, Any]) -> str:
     if not verdict:
         return ""
     return _interval({"lift_pct": verdict["lift_over_best_pct"], "ci95": verdict["ci95"]})
-
-
-def _describe_budget(arms: Mapping[str, Any]) -> str:
-    return ", ".join(f"{arm} {counts['fits']} fits and {counts['rankings']} rankings" for arm, counts in arms.items())
 
 
 def _mean_metrics(panel: UserPanel, by_cutoff: OutcomesByCutoff) -> dict[str, float]:

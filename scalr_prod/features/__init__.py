@@ -15,7 +15,7 @@ from scalr_prod.features.feast_import import prepare_feast_import
 
 if TYPE_CHECKING:
     from scalr_prod.features.client import ViewWindow, join_point_in_time, open_feature_store, stream_window
-    from scalr_prod.features.datasets import SavedDatasetReport, save_dataset, saved_dataset_location
+    from scalr_prod.features.datasets import save_dataset, saved_dataset_location
     from scalr_prod.features.erasure import erase_entities
     from scalr_prod.features.export import ExportFormat, FeastExport, export_definitions
     from scalr_prod.features.external_features import (
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     )
     from scalr_prod.features.materialization_state import has_been_materialized
     from scalr_prod.features.offline_store import DeltaOfflineStore, DeltaOfflineStoreConfig
-    from scalr_prod.features.online_store import MaterializationReport, materialize
-    from scalr_prod.features.repository import RepositoryReport, apply_feature_repo
+    from scalr_prod.features.online_store import materialize
+    from scalr_prod.features.repository import apply_feature_repo
     from scalr_prod.features.sources import FeatureSource, ServiceSources, references_by_key, service_sources
     from scalr_prod.features.store_snapshot import StoreSnapshot
 
@@ -39,9 +39,6 @@ __all__ = [
     "ExternalJoin",
     "FeastExport",
     "FeatureSource",
-    "MaterializationReport",
-    "RepositoryReport",
-    "SavedDatasetReport",
     "ServiceSources",
     "StoreSnapshot",
     "ViewWindow",
@@ -72,9 +69,6 @@ __getattr__ = lazy_exports(
         "ExternalJoin": "external_features",
         "FeastExport": "export",
         "FeatureSource": "sources",
-        "MaterializationReport": "online_store",
-        "RepositoryReport": "repository",
-        "SavedDatasetReport": "datasets",
         "ServiceSources": "sources",
         "StoreSnapshot": "store_snapshot",
         "ViewWindow": "client",

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from scalr_prod.errors import LedgerError, RunNotFound, RunOfOtherProject, ScalrError
-from scalr_prod.ledger.dto import ALLOWED_TRANSITIONS, Partition, Run, RunState, Transition, record_from_row
+from scalr_prod.ledger.dto import ALLOWED_TRANSITIONS, Partition, Run, RunState, record_from_row
 from scalr_prod.ledger.orm_tables import PartitionRow, RunRow
 from scalr_prod.ledger.run_spec import RunSpec, check_run_id
 
@@ -90,29 +90,10 @@ class RunRepository:
         with self._database.write_session() as session:
             return self.move(session, run_id, RunState(state), cause)
 
-    def transitions(self, run_id: str) -> list[Transition]:
-        """List a run's state transitions, oldest first."""
-        with self._database.read_session() as session:
-            self.load_row(session, run_id)
-        return [
-            Transition(
-                run_id,
-                RunState(change.from_state) if change.from_state else None,
-                RunState(change.to_state),
-                change.at,
-                change.cause,
-            )
-            for change in self._changes.find(run_id, subject="run")
-        ]
-
-    def record_partition(self, run_id: str, partition: int, manifest: Mapping[str, Any]) -> None:
-        """Record what a partition's task reported, in place of an earlier report. See `record_partitions`."""
-        self.record_partitions(run_id, [(partition, manifest)])
-
     def record_partitions(
         self, run_id: str, manifests: Iterable[tuple[int, Mapping[str, Any]]], *, partitions: int | None = None
     ) -> None:
-        """Record several partitions in one transaction.
+        """Record what partitions' tasks reported, in place of earlier reports, in one transaction.
 
         Args:
             run_id: The run.

@@ -18,7 +18,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
 from scalr_prod.operations import always_valid
 from scalr_prod.schemas import EVENT_TIMESTAMP, USER_ID, Table
-from scalr_prod.workspace import Canary, Holdout, open_duckdb, staging_folder
+from scalr_prod.workspace import Canary, Holdout, open_duckdb, staging_folder, timestamp_literal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -331,7 +331,7 @@ def segment_sql(start: datetime | None, sparse_below: int) -> str:
         sparse_below: Number of real target events below which a user counts as sparse.
     """
     _, sparse, dense = SEGMENTS
-    earlier = "" if start is None else f"WHERE {EVENT_TIMESTAMP} < TIMESTAMPTZ '{start.isoformat()}'"
+    earlier = "" if start is None else f"WHERE {EVENT_TIMESTAMP} < {timestamp_literal(start)}"
     return (
         f"SELECT {USER_ID}::VARCHAR AS {USER_ID}, CASE WHEN count(*) < {sparse_below} THEN '{sparse}' ELSE '{dense}' END AS segment "
         f"FROM target {earlier} GROUP BY {USER_ID}"

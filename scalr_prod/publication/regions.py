@@ -95,6 +95,11 @@ def published_region(publication: Publication) -> ViewRegion:
     return ViewRegion(publication.start, publication.end, frozenset() if canary is None else frozenset({canary}))
 
 
+def subtract(regions: Sequence[ViewRegion], other: ViewRegion) -> list[ViewRegion]:
+    """Return the rest of each region without another one."""
+    return [rest for region in regions for rest in region.difference(other)]
+
+
 def stream_rows(lake: Lake, selections: Sequence[RegionRows], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Yield the rows of regions, one after the other, with the columns that the table has now.
 

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.core.partitioned import rebatch
-from scalr_prod.generation import candidate_schema
+from scalr_prod.generation import candidate_schema, has_one_context_per_user
 from scalr_prod.lake import Lake
 from scalr_prod.quality.row_verdicts import RowVerdicts, evaluate_rules
 from scalr_prod.quality.rule_set import unusable_rule_error
-from scalr_prod.quality.rules import EVENT_COLUMNS, has_one_context_per_user, timestamp_literal
+from scalr_prod.quality.rules import EVENT_COLUMNS
 from scalr_prod.quality.sample_size import ROWS_PER_USER, max_bad_rows_by_chance
 from scalr_prod.quality.user_partitions import UserPartitions
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, source_item_key_sql
-from scalr_prod.workspace import create_delta_view, escape_glob, open_duckdb, quote_literal, staging_folder
+from scalr_prod.workspace import create_delta_view, escape_glob, open_duckdb, quote_literal, staging_folder, timestamp_literal
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence

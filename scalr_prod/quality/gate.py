@@ -168,7 +168,7 @@ def _audit(
     reference: Publication | None,
 ) -> GateReport:
     quality = settings.quality
-    generation = _generation_settings(settings, spec)
+    generation = settings.generation.model_dump() | dict(spec.settings.get("generation", {}))  # those of the run
     lake = open_project_lake(settings)
     lake.require_column(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
     schema = candidate_schema(lake)
@@ -243,11 +243,6 @@ def _audit(
         inspector.docs,
         rule_set=rule_set.versions(),
     )
-
-
-def _generation_settings(settings: Settings, spec: RunSpec) -> dict[str, Any]:
-    """Return the generation settings of the run: those of its spec, not the current ones."""
-    return settings.generation.model_dump() | dict(spec.settings.get("generation", {}))
 
 
 def _rows(files: Sequence[Path]) -> int:

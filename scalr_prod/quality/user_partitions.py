@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.partitioned import PARTITION_ROWS, iter_partition_tables, quantile_bounds
-from scalr_prod.quality.rules import has_one_context_per_user, timestamp_literal
+from scalr_prod.generation import has_one_context_per_user
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, source_domain_sql
-from scalr_prod.workspace import has_consent_sql, not_held_out_sql, quote_literal
+from scalr_prod.workspace import has_consent_sql, not_held_out_sql, quote_literal, timestamp_literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

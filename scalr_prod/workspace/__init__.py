@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         read_parquet_sql,
         staging_folder,
         temporary_folder,
+        timestamp_literal,
     )
     from scalr_prod.workspace.identity import ProjectIdentity, bind_to_project, normalize_lake_url
     from scalr_prod.workspace.ownership import (
@@ -86,6 +87,7 @@ __all__ = [
     "read_parquet_sql",
     "staging_folder",
     "temporary_folder",
+    "timestamp_literal",
     "write_consent",
 ]
 
@@ -128,6 +130,7 @@ __getattr__ = lazy_exports(
         "read_parquet_sql": "duckdb",
         "staging_folder": "duckdb",
         "temporary_folder": "duckdb",
+        "timestamp_literal": "duckdb",
         "write_consent": "consent",
     },
 )

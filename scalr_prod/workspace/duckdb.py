@@ -42,6 +42,7 @@ __all__ = [
     "read_parquet_sql",
     "staging_folder",
     "temporary_folder",
+    "timestamp_literal",
 ]
 
 #: Names of the folders that `temporary_folder` creates.
@@ -171,6 +172,11 @@ def escape_glob(path: str | Path) -> str:
     A POSIX name with a backslash beside one of ``* ? [`` cannot be expressed: DuckDB reads the backslash as a path separator.
     """
     return _PATTERN.sub(r"[\g<0>]", str(path))
+
+
+def timestamp_literal(moment: datetime) -> str:
+    """Return a datetime as a DuckDB literal."""
+    return f"TIMESTAMPTZ '{moment.isoformat()}'"
 
 
 def create_delta_view(connection: DuckDBPyConnection, name: str, table: DeltaTable) -> None:

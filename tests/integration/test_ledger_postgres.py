@@ -66,7 +66,7 @@ def test_of_two_moves_to_different_states_one_is_refused(ledger, url):
         thread.join()
     assert None in outcomes
     assert ledger.runs.get(run_id).state in {RunState.PUBLISHED, RunState.REJECTED}
-    assert len(ledger.runs.transitions(run_id)) == 5
+    assert len(ledger.changes.find(run_id, subject="run")) == 5
 
 
 def test_a_connection_that_the_server_dropped_is_opened_again(ledger, url):

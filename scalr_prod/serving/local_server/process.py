@@ -208,14 +208,14 @@ def stop_locked(settings: Settings) -> bool:
     return was_alive
 
 
-def log_tail(record: ServerRecord, lines: int = 8) -> str:
+def log_tail(record: ServerRecord) -> str:
     """Return the last errors in the server's log, or its last lines if there are none."""
     try:
         text = Path(record.log).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return "no log"
     telling = [line for line in text if line[:1] == "E" or "rror" in line]
-    return "\n    ".join(["", *(telling or text)[-lines:]])
+    return "\n    ".join(["", *(telling or text)[-8:]])
 
 
 def _wait_ready(settings: Settings, record: ServerRecord) -> None:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUILTIN_ESTIMATORS",
-    "as_estimator",
     "has_log_score",
     "has_product_score",
     "scored_estimators",

@@ -172,7 +172,7 @@ def test_a_ledger_of_the_first_schema_is_carried_over_whole(url):
     spec = make_spec()
     first_schema(url, spec.run_id, spec.to_json())
     with Ledger(url, one()) as ledger:
-        steps = ledger.runs.transitions(spec.run_id)
+        steps = ledger.changes.find(spec.run_id, subject="run")
         assert [(step.from_state, step.to_state, step.cause) for step in steps] == [
             (None, RunState.PLANNED, "planned"),
             (RunState.PLANNED, RunState.GENERATING, "generate"),

@@ -40,7 +40,7 @@ def test_the_same_run_of_two_projects_is_two_runs(two):
     first, second = two
     run_id = make_spec().run_id
     first.runs.set_state(run_id, "generating", cause="x")
-    first.runs.record_partition(run_id, 0, {"rows": 4})
+    first.runs.record_partitions(run_id, [(0, {"rows": 4})])
     assert second.runs.get(run_id).state is RunState.PLANNED
     assert (first.runs.get(run_id).project, second.runs.get(run_id).project) == ("dee", "ee")
     assert second.runs.partitions(run_id) == []
@@ -72,7 +72,6 @@ def test_versions_promotions_and_data_sets_are_numbered_by_project(two):
 
 ATTEMPTS = {
     "show": lambda ledger, run_id: ledger.runs.get(run_id),
-    "show how it came there": lambda ledger, run_id: ledger.runs.transitions(run_id),
     "show its parts": lambda ledger, run_id: ledger.runs.partitions(run_id),
     "show its last publication": lambda ledger, run_id: ledger.publications.last(run_id),
     "resume": lambda ledger, run_id: ledger.leases.hold(run_id).__enter__(),
