@@ -81,9 +81,7 @@ def export_definitions(settings: Settings, folder: Path, export_format: ExportFo
     tables = list(_DESCRIPTIONS) if settings.feast.export.source_history else [Table.SYNTHETIC_TARGET_EVENTS]
     versions = {table: lake.version(table) for table in tables}
     try:
-        claim_directory(
-            folder, f"{name}-export", setting=None, names=(f"{name}.py", name), made_by_older_version=lambda _: False
-        )
+        claim_directory(folder, f"{name}-export", setting=None, names=(f"{name}.py", name))
         rows = {
             table: _copy(lake, table, version, folder / name) if export_format == "parquet" else _count(lake, table, version)
             for table, version in versions.items()

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LOCK_TIMEOUT_S = 300
-#: First words of every feature_store.yaml that this package writes.
-_FIRST_WORDS = "# Laid by `scalr` from scalr.toml"
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def apply_feature_repo(settings: Settings) -> RepositoryReport:
     if report := _up_to_date(settings, files, fingerprint):
         return report
     names = (*files, APPLIED_FILE)
-    claim_directory(repo, "feature-repository", setting="[feast] repo", names=names, made_by_older_version=_is_older_repository)
+    claim_directory(repo, "feature-repository", setting="[feast] repo", names=names)
     with lock_repository(repo):
         if report := _up_to_date(settings, files, fingerprint):
             return report
@@ -231,15 +229,6 @@ def _up_to_date(settings: Settings, files: dict[str, str], fingerprint: str) -> 
     if is_missing or not is_same or not all(_same(repo / name, text) for name, text in files.items()):
         return None
     return RepositoryReport(str(repo), applied=False, views=tuple(state["views"]), services=tuple(state["services"]))
-
-
-def _is_older_repository(folder: Path) -> bool:
-    """Whether an older version of this package wrote the folder: its configuration starts with our words and is not the template."""
-    path = folder / "feature_store.yaml"
-    if not path.is_file():
-        return False
-    text, template = path.read_text(encoding="utf-8", errors="replace"), assets.asset_folder("feature_repo") / path.name
-    return text.startswith(_FIRST_WORDS) and text != template.read_text(encoding="utf-8")
 
 
 def _same(path: Path, text: str) -> bool:

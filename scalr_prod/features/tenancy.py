@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -52,17 +51,7 @@ def previous_project_name(repo: Path, name: str) -> str | None:
 
     The name is saved before the repository is rewritten, so that an interrupted rename is resumed.
     """
-    state = _state(repo)
-    if "project" not in state:  # applied by a version that did not save the name
-        try:
-            found = re.search(r"^project: (\w+)$", (repo / "feature_store.yaml").read_text(encoding="utf-8"), re.MULTILINE)
-        except OSError:
-            return None
-        if found is None or found[1] == name:
-            return None
-        state["project"] = found[1]
-        (repo / APPLIED_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
-    previous = str(state["project"])
+    previous: str | None = _state(repo).get("project")
     return previous if previous != name else None
 
 

@@ -449,7 +449,7 @@ class IngestPipeline:
         if described is not None and self.lake.description(table, opened=made) != described:
             self._bind_table(table, domain)
             self.lake.refresh(table, made)
-        self.lake.add_missing_columns(table, schema, opened=made)  # a table of an older version lacks the source domain column
+        self.lake.add_missing_columns(table, schema, opened=made)  # such as one that the settings map now
 
     def _optional_columns(self, domain: Domain) -> set[str]:
         """Return the columns of `OPTIONAL_EVENT_COLUMNS` that the settings map or the table has."""

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from scalr_prod.core.redaction import redact, redact_url, url_secrets
 from scalr_prod.errors import LedgerError
-from scalr_prod.ledger.migrations import HEAD
+from scalr_prod.ledger.migrations import HEAD, OLDEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,20 +35,19 @@ class LedgerDatabase:
 
     Args:
         url: SQLAlchemy URL.
-        has_single_project: Whether rows from before projects had names belong to the project that opens it.
 
     Raises:
-        LedgerError: It cannot be reached, its driver is missing, or a newer version of this package made it.
+        LedgerError: It cannot be reached, its driver is missing, or its schema is newer than this package, or older than 0.1.0.
     """
 
-    def __init__(self, url: str, *, has_single_project: bool) -> None:
+    def __init__(self, url: str) -> None:
         self._url = parse_url(url)
         #: The address without its secrets.
         self.address = redact_url(url)
         self._secrets = url_secrets(url)
         self.engine = self._connect()
         try:
-            self._migrate(has_single_project=has_single_project)
+            self._migrate()
         except BaseException:
             self.engine.dispose()
             raise
@@ -101,18 +100,18 @@ class LedgerDatabase:
             _prepare_sqlite(engine)
         return engine
 
-    def _migrate(self, *, has_single_project: bool) -> None:
+    def _migrate(self) -> None:
         with self._translate_errors():
             if self._schema_version() == HEAD:
                 return
             if self.is_sqlite:
-                self._migrate_sqlite(Path(self._url.database or ""), has_single_project=has_single_project)
+                self._migrate_sqlite(Path(self._url.database or ""))
             else:
                 with self.engine.begin() as connection:
                     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-                    self._upgrade(connection, has_single_project=has_single_project)
+                    self._upgrade(connection)
 
-    def _migrate_sqlite(self, path: Path, *, has_single_project: bool) -> None:
+    def _migrate_sqlite(self, path: Path) -> None:
         from filelock import FileLock, Timeout
 
         try:
@@ -120,7 +119,7 @@ class LedgerDatabase:
             with FileLock(f"{path}.lock", timeout=_BUSY_TIMEOUT_S):
                 _enable_wal(self.engine)
                 with self.engine.execution_options(**{_WRITES: True}).begin() as connection:
-                    self._upgrade(connection, has_single_project=has_single_project)
+                    self._upgrade(connection)
         except Timeout as error:
             raise LedgerError(
                 f"another process has held the migration lock for {_BUSY_TIMEOUT_S} s",
@@ -134,14 +133,15 @@ class LedgerDatabase:
                 next_step="make its folder writable, or name another with [ledger] url",
             ) from error
 
-    def _upgrade(self, connection: sa.Connection, *, has_single_project: bool) -> None:
+    def _upgrade(self, connection: sa.Connection) -> None:
         from scalr_prod.ledger.migrations import upgrade
 
         current = self._schema_version(connection)
         if current == HEAD:
             return
-        logger.info("migrating the ledger from schema %s to %s at %s", current, HEAD, self.address)
-        upgrade(connection, single_project=has_single_project)
+        if current is not None:
+            logger.info("migrating the ledger from schema %s to %s at %s", current, HEAD, self.address)
+        upgrade(connection)
 
     def _schema_version(self, connection: sa.Connection | None = None) -> str | None:
         if connection is None:
@@ -157,6 +157,12 @@ class LedgerDatabase:
                 f"its schema is {version}; this version of the package knows it up to {HEAD}",
                 where=self.address,
                 next_step="upgrade scalr-prod, or name another ledger with [ledger] url",
+            )
+        if version is not None and version < OLDEST:
+            raise LedgerError(
+                f"its schema {version} is of before version 0.1.0; this version of the package knows it from {OLDEST} on",
+                where=self.address,
+                next_step="open it once with scalr-prod 0.1.0, which upgrades it: scalr status; or name another ledger with [ledger] url",
             )
         return version
 

@@ -197,8 +197,7 @@ class RunRepository:
         return RunOfOtherProject(
             f"this is a run of {owners}; the settings name project '{self._scope.project.name}'",
             where=self._database.address,
-            next_step=self._scope.claim_hint(others)
-            or "name that project's scalr.toml with --config; list this one's: scalr runs list",
+            next_step="name that project's scalr.toml with --config; list this one's: scalr runs list",
         )
 
     def _to_run(self, row: RunRow, *, created: bool = False) -> Run:

@@ -170,7 +170,6 @@ def _audit(
     quality = settings.quality
     generation = settings.generation.model_dump() | dict(spec.settings.get("generation", {}))  # those of the run
     lake = open_project_lake(settings)
-    lake.require_column(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
     schema = candidate_schema(lake)
     with open_gx_session(settings) as inspector:
         shape = validate_columns(

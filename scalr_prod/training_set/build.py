@@ -301,8 +301,6 @@ def _read_inputs(settings: Settings, lake: Lake) -> _BuildInputs:
                 where="[training_set] splits",
                 next_step="choose times within start and cutoff (default: the data's end)",
             )
-    synthetic = Table.SYNTHETIC_TARGET_EVENTS
-    lake.require_column(synthetic, "source_domain", opened=opened[synthetic])
     states = {table.value: version_fingerprint(opened[table]) for table in tables}
     holdout, canary = Holdout.from_settings(settings), Canary.from_settings(settings)
     window = LabelWindow(start, cutoff, splits)

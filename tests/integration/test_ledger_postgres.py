@@ -7,6 +7,8 @@ import threading
 import pytest
 import sqlalchemy as sa
 from ledger.test_database import (  # noqa: F401 - collected here: the same tests, with the fixtures below
+    test_a_ledger_of_the_first_schema_gets_the_later_tables,
+    test_a_table_of_somebody_else_is_not_taken_for_the_ledgers,
     test_processes_that_open_and_write_a_new_ledger_at_once_lose_nothing,
     test_the_schema_is_the_models,
 )

@@ -43,7 +43,7 @@ class ServerRecord:
         repository: The model repository it serves.
         log: Its log.
         lasting: Whether a command started it, so that it runs until a command stops it; otherwise its last user stops it.
-        socket_folder: Folder of the socket, accessible only to this user. Empty: started by an older version, open to all users.
+        socket_folder: Folder of the socket, accessible only to this user.
         host: Name of the machine it runs on. Empty: started by an older version.
     """
 
@@ -55,7 +55,7 @@ class ServerRecord:
     repository: str
     log: str
     lasting: bool
-    socket_folder: str = ""
+    socket_folder: str
     host: str = ""
 
     @property
