@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.core.atomic_io import atomic_path
+from scalr_prod.core.atomic_io import atomic_path, write_text
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.evaluation.acceptance import describe_acceptance
 from scalr_prod.evaluation.arms import CLUSTER_BASELINE, JOINT_BASELINE, REAL_ONLY, WITH_SYNTHETIC
@@ -332,8 +332,7 @@ def write_report(report: EvaluationReport, folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with atomic_path(folder / "report.json") as unfinished:
-        unfinished.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+    write_text(folder / "report.json", json.dumps(report.to_json(), indent=1) + "\n")
     table = []
     for row in report.arms:
         table += [(row["name"], row["model"], "all", metric, value) for metric, value in row["metrics"].items()]

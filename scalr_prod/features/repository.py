@@ -15,6 +15,8 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.core import assets
+from scalr_prod.core.atomic_io import read_json
+from scalr_prod.core.file_lock import file_lock
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.redaction import is_secret_name
 from scalr_prod.errors import FeatureStoreError, ProjectsMixed, ScalrError
@@ -94,22 +96,14 @@ def lock_repository(repo: Path) -> Iterator[None]:
     Raises:
         FeatureStoreError: Another process has held the lock for too long.
     """
-    from filelock import FileLock, Timeout
-
     repo.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(repo / ".lock", timeout=_LOCK_TIMEOUT_S)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise FeatureStoreError(
-            f"another process has been writing to the feature registry for over {_LOCK_TIMEOUT_S} s",
-            where=str(repo),
-            next_step="wait for it to finish, then run the command again",
-        ) from error
-    try:
+    busy = FeatureStoreError(
+        f"another process has been writing to the feature registry for over {_LOCK_TIMEOUT_S} s",
+        where=str(repo),
+        next_step="wait for it to finish, then run the command again",
+    )
+    with file_lock(repo / ".lock", busy, timeout_s=_LOCK_TIMEOUT_S):
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -219,10 +213,7 @@ def _fingerprint(registry_url: str, files: dict[str, str]) -> str:
 def _up_to_date(settings: Settings, files: dict[str, str], fingerprint: str) -> RepositoryReport | None:
     """Return the last applied state if nothing has changed and the registry still exists."""
     repo = settings.feast_repo
-    try:
-        state = json.loads((repo / APPLIED_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
+    state = read_json(repo / APPLIED_FILE)
     file = _registry_file(settings.feast_registry_url)
     is_missing = file is not None and not file.is_file()
     is_same = state.get("project") == settings.project_name and state.get("fingerprint") == fingerprint

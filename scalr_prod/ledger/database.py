@@ -7,19 +7,23 @@ import contextlib
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from scalr_prod.core.file_lock import file_lock
 from scalr_prod.core.redaction import redact, redact_url, url_secrets
 from scalr_prod.errors import LedgerError
 from scalr_prod.ledger.migrations import HEAD, OLDEST
+from scalr_prod.ledger.orm_tables import Base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+
+Row = TypeVar("Row", bound=Base)
 
 logger = logging.getLogger(__name__)
 
@@ -112,20 +116,17 @@ class LedgerDatabase:
                     self._upgrade(connection)
 
     def _migrate_sqlite(self, path: Path) -> None:
-        from filelock import FileLock, Timeout
-
+        busy = LedgerError(
+            f"another process has held the migration lock for {_BUSY_TIMEOUT_S} s",
+            where=f"{path}.lock",
+            next_step="wait for the other command to end, then run the command again",
+        )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock", timeout=_BUSY_TIMEOUT_S):
+            with file_lock(Path(f"{path}.lock"), busy, timeout_s=_BUSY_TIMEOUT_S):
                 _enable_wal(self.engine)
                 with self.engine.execution_options(**{_WRITES: True}).begin() as connection:
                     self._upgrade(connection)
-        except Timeout as error:
-            raise LedgerError(
-                f"another process has held the migration lock for {_BUSY_TIMEOUT_S} s",
-                where=f"{path}.lock",
-                next_step="wait for the other command to end, then run the command again",
-            ) from error
         except OSError as error:
             raise LedgerError(
                 f"the ledger's file cannot be created: {error.strerror or error}",
@@ -199,6 +200,18 @@ class LedgerDatabase:
     def _plain_message(self, error: SQLAlchemyError) -> str:
         text = str(error.orig) if isinstance(error, DBAPIError) and error.orig else str(error)
         return " ".join(redact(text, self._secrets).split()) or type(error).__name__
+
+
+def insert_or_get(session: Session, row: Row) -> tuple[Row, bool]:
+    """Insert a row and return it with True; if another process was faster, return its row with False."""
+    kind = type(row)
+    key = sa.inspect(kind).primary_key_from_instance(row)
+    try:
+        with session.begin_nested():
+            session.add(row)
+    except IntegrityError:  # on PostgreSQL; SQLite lets in one writer at a time
+        return session.get_one(kind, tuple(key)), False
+    return row, True
 
 
 def with_psycopg_driver(url: sa.URL) -> sa.URL:

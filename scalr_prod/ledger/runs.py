@@ -7,9 +7,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 
 from scalr_prod.errors import LedgerError, RunNotFound, RunOfOtherProject, ScalrError
+from scalr_prod.ledger.database import insert_or_get
 from scalr_prod.ledger.dto import ALLOWED_TRANSITIONS, Partition, Run, RunState, record_from_row
 from scalr_prod.ledger.orm_tables import PartitionRow, RunRow
 from scalr_prod.ledger.run_spec import RunSpec, check_run_id
@@ -150,13 +150,10 @@ class RunRepository:
             created_at=now,
             updated_at=now,
         )
-        try:
-            with session.begin_nested():
-                session.add(row)
-        except IntegrityError:  # another driver was faster (PostgreSQL; SQLite lets in one writer at a time)
-            return self.load_row(session, run_id), False
-        self._changes.add(session, "run", run_id, None, RunState.PLANNED.value, cause=cause, run_id=run_id)
-        return row, True
+        row, created = insert_or_get(session, row)
+        if created:
+            self._changes.add(session, "run", run_id, None, RunState.PLANNED.value, cause=cause, run_id=run_id)
+        return row, created
 
     def move(self, session: Session, run_id: str, state: RunState, cause: str) -> Run:
         """Move a run to a state, in an open transaction. See `set_state`."""

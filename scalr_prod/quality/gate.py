@@ -8,7 +8,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from scalr_prod.core.atomic_io import write_json
+from scalr_prod.core.atomic_io import read_json, write_json
 from scalr_prod.core.hashing import file_sha256
 from scalr_prod.core.progress import track
 from scalr_prod.errors import GenerationError, LedgerError, QualityGateFailed
@@ -251,10 +251,7 @@ def _rows(files: Sequence[Path]) -> int:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    content = read_json(path)
     return content if {"inputs", "report"} <= content.keys() else None
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from scalr_prod.core.hashing import hash_bucket_sql, splitmix64
 from scalr_prod.core.partitioned import iter_partition_tables
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
-from scalr_prod.workspace import escape_glob
+from scalr_prod.workspace import parquet_sql
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,9 +89,7 @@ def stage_negatives(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    connection.execute(
-        f"CREATE TEMP VIEW real_events AS SELECT * FROM read_parquet('{escape_glob(real).replace(chr(39), chr(39) * 2)}')"
-    )
+    connection.execute(f"CREATE TEMP VIEW real_events AS FROM {parquet_sql(real)}")
     connection.execute(f"""
         CREATE TEMP TABLE item_codes AS
         SELECT {ITEM_ID}, seen, (row_number() OVER (ORDER BY seen, {ITEM_ID}) - 1)::INTEGER AS code
