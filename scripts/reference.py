@@ -9,13 +9,16 @@ import inspect
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer.main
 
 from scalr_prod import errors
 from scalr_prod.apps.cli import app
 from scalr_prod.config.settings_reference import render_reference
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 INTRODUCTION = """# Commands
@@ -68,7 +71,6 @@ def _parameter(one: Any) -> str:
 
 def found_errors() -> str:
     """The tree of errors, and each with what it means and what to do about it."""
-    tree = re.sub(r"^.*?\n\n", "", inspect.getdoc(errors) or "", count=1, flags=re.DOTALL)
     lines = [
         "# Errors",
         "",
@@ -76,7 +78,8 @@ def found_errors() -> str:
         "prints them as `error`, `found`, `where` and `next_step`, with the stage and the run if there is one.",
         "",
         "```",
-        tree.strip(),
+        "ScalrError",
+        *_tree(errors.ScalrError),
         "```",
         "",
         "| error | meaning | what to do | exit code |",
@@ -87,6 +90,15 @@ def found_errors() -> str:
         meaning = inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].replace("\n", " ")
         lines.append(f"| `{name}` | {meaning} | {kind.cure} | {kind.exit_code} |")
     return "\n".join(lines) + "\n"
+
+
+def _tree(kind: type, indent: str = "") -> Iterator[str]:
+    """Errors below one, in the order of the module, as lines."""
+    below = kind.__subclasses__()
+    for one in below:
+        last = one is below[-1]
+        yield f"{indent}{'└──' if last else '├──'} {one.__name__}"
+        yield from _tree(one, indent + ("    " if last else "│   "))
 
 
 def decisions() -> str:
