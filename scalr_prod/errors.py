@@ -1,55 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All errors that a user can meet. The text of an error is where it is raised.
-
-ScalrError                      exit code 1; names where, what was found, what to do next
-├── SettingsError               scalr.toml or SCALR_*: unknown key, invalid value
-├── ProjectsMixed               a home, lake, ledger, registry or model belongs to another project, or records another lake for this one
-├── ForeignFiles                a folder or table of the settings holds files that this package did not make; nothing was changed
-├── InputError                  input data was rejected; nothing was written
-│   ├── UnreadableInput         no such file, truncated, not the format it claims to be, a query that fails
-│   ├── EmptyInput              readable, but without rows
-│   ├── ColumnNotFound          a mapped column is missing; lists the existing ones
-│   └── BadValue                null or empty id, wrong type, naive or unparsable timestamp, bad weight
-├── LakeError
-│   ├── DomainsMixed            the tables were made for other domains than the settings name
-│   ├── TableNotFound           a stage was skipped; names the command that makes the table
-│   ├── CommitFailed            nothing was written; safe to retry
-│   └── CommitOutcomeUnknown    the commit may have landed; read the log before retrying
-├── LedgerError
-│   ├── RunNotFound
-│   │   └── RunOfOtherProject   the run belongs to another project
-│   ├── LeaseHeld               another driver holds the run's lease
-│   └── LeaseLost               another driver has taken over the run
-├── FeatureStoreError           Feast could not be opened, applied or read
-├── TranslatorError
-│   ├── NoCommonUsers           source and target share no user: nothing to learn a translation from
-│   ├── TranslatorNotFound      no such version; none trained or none promoted yet
-│   └── TrainedPastWindow       it was trained on events that the run may not know yet
-├── ServingError                the local Triton could not be started, stopped, or asked to load
-├── ScoringError
-│   ├── ServerUnreachable       nothing answers at the address
-│   ├── ModelNotReady           the server is there, the model is not
-│   ├── ModelVersionMismatch    the server answers with another version than the run is pinned to
-│   ├── MalformedResponse       wrong shape, dtype or byte size, NaN, index out of range
-│   ├── InvalidRequest          an index, age, time or number outside the model's tables
-│   ├── RequestTooLarge         rejected before sending
-│   └── DeadlineExceeded        the deadline over all attempts has passed
-├── ComputeError                a task on Dask workers failed
-│   └── SchedulerUnreachable    the Dask address does not answer
-├── GenerationError
-│   └── EmptyWindow             no source event in the window
-├── PublicationError            the run cannot be published or rolled back in its state
-│   ├── PublicationDisabled     the project's publication is switched off
-│   ├── EventNotFound           the feature view has no such event
-│   └── ProvenanceNotFound      the event is published, but its source event is not kept
-├── TrainingSetError            the training set could not be built
-│   └── TrainingSetBusy         its inputs changed meanwhile, or another build is running; safe to retry
-├── EvaluationError             nothing to evaluate on, or an unusable downstream model
-├── QualityError                the audit itself failed
-├── ForgettingError             users cannot be erased, or the suppression list cannot be read; finished steps are kept
-├── ReportError                 a page cannot be rendered, written or served
-└── QualityGateFailed           exit code 3; names the failed expectations and the report
-"""
+"""All errors that a user can meet. The text of an error is where it is raised."""
 
 from __future__ import annotations
 

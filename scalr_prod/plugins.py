@@ -221,9 +221,9 @@ READERS: Final = PluginGroup(
     "[domains.*] format",
     UnreadableInput,
     {
-        "parquet": "scalr_prod.ingest.sources.files:Parquet",
-        "csv": "scalr_prod.ingest.sources.files:Csv",
-        "jsonl": "scalr_prod.ingest.sources.files:JsonLines",
+        "parquet": "scalr_prod.ingest.sources.files:PARQUET",
+        "csv": "scalr_prod.ingest.sources.files:CSV",
+        "jsonl": "scalr_prod.ingest.sources.files:JSON_LINES",
         "delta": "scalr_prod.ingest.sources.lakehouse:Delta",
         "iceberg": "scalr_prod.ingest.sources.lakehouse:Iceberg",
     },

@@ -10,7 +10,7 @@ import re
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer.main
 from packaging.requirements import Requirement
@@ -18,6 +18,9 @@ from packaging.requirements import Requirement
 from scalr_prod import errors
 from scalr_prod.apps.cli import app
 from scalr_prod.config.settings_reference import render_reference
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -163,7 +166,6 @@ def _parameter(one: Any) -> str:
 
 def found_errors() -> str:
     """The tree of errors, and each with what it means and what to do about it."""
-    tree = re.sub(r"^.*?\n\n", "", inspect.getdoc(errors) or "", count=1, flags=re.DOTALL)
     lines = [
         "# Errors",
         "",
@@ -171,7 +173,8 @@ def found_errors() -> str:
         "prints them as `error`, `found`, `where` and `next_step`, with the stage and the run if there is one.",
         "",
         "```",
-        tree.strip(),
+        "ScalrError",
+        *_tree(errors.ScalrError),
         "```",
         "",
         "| error | meaning | what to do | exit code |",
@@ -182,6 +185,15 @@ def found_errors() -> str:
         meaning = inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].replace("\n", " ")
         lines.append(f"| `{name}` | {meaning} | {kind.cure} | {kind.exit_code} |")
     return "\n".join(lines) + "\n"
+
+
+def _tree(kind: type, indent: str = "") -> Iterator[str]:
+    """Errors below one, in the order of the module, as lines."""
+    below = kind.__subclasses__()
+    for one in below:
+        last = one is below[-1]
+        yield f"{indent}{'└──' if last else '├──'} {one.__name__}"
+        yield from _tree(one, indent + ("    " if last else "│   "))
 
 
 def decisions() -> str:

@@ -22,7 +22,6 @@ from filelock import FileLock
 from hypothesis import settings as hypothesis_settings
 from support.disk import wait_for_no_disk
 from support.expectations import configure_once
-from support.ledgers import migrate_once
 from support.order import ByGroup, Seconds, dearest_first, mark_slow
 from support.postgres import Postgres
 from support.templates import compile_once
@@ -64,7 +63,6 @@ def pytest_collection() -> Iterator[object]:
 
 def pytest_runtest_setup() -> None:
     configure_once()  # once the library is there: to import it takes seconds
-    migrate_once()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -31,7 +31,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file atomically."""
-    with atomic_path(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1, sort_keys=True))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty if the file is missing, unreadable or holds something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -27,6 +27,7 @@ from scalr_prod.core.store_errors import translate_store_errors
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import pyarrow as pa
     import pyarrow.dataset as ds
     from deltalake import DeltaTable
 
@@ -34,6 +35,7 @@ __all__ = [
     "UNBOUNDED",
     "FileDiff",
     "arrow_schema",
+    "cast_batch",
     "diff_files",
     "duckdb_readable_files",
     "ensure_files_exist",
@@ -143,3 +145,14 @@ def row_count(table: DeltaTable, names: frozenset[str] | None = None) -> int:
     import pyarrow.compute as pc
 
     return pc.sum(pa.table(table.get_add_actions()).column("num_records")).as_py() or 0
+
+
+def cast_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Cast a batch to a table's schema; columns that it lacks, as an older version of the table may, are null."""
+    import pyarrow as pa
+
+    columns = [
+        batch.column(field.name).cast(field.type) if field.name in batch.schema.names else pa.nulls(len(batch), field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

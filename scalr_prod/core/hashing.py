@@ -76,6 +76,15 @@ def hash_fold(ids: Sequence[int | str] | npt.NDArray[Any] | pa.Array | pa.Chunke
     return (stable_hash(ids) // np.uint64(_HIGH) % np.uint64(folds)).astype(np.int32)
 
 
+def splitmix64(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Apply splitmix64 (Steele et al., 2014), which scatters neighbouring inputs."""
+    with np.errstate(over="ignore"):
+        words = words + np.uint64(0x9E3779B97F4A7C15)
+        words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return words ^ (words >> np.uint64(31))
+
+
 def stable_hash_sql(column: str) -> str:
     """Return a DuckDB expression (UBIGINT) that equals `stable_hash` of a column or expression."""
     return f"md5_number_lower(CAST({column} AS VARCHAR))"

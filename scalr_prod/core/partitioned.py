@@ -30,7 +30,6 @@ PARTITION_NUMBER: Final = "partition_number"
 _SAMPLED: Final = 128
 #: Most folders that a pass splits rows into: DuckDB keeps up to 100 files open, and with more folders it closes files and starts new ones.
 _FAN_OUT: Final = 100
-_BATCH: Final = 65_536
 
 
 def quantile_bounds(db: Any, relation: str, key: str, rows: int) -> list[Any]:
@@ -91,28 +90,6 @@ def iter_partition_tables(
     spill = _Spill(db, columns, value, name)
     spill.write(query, bounds, folder, parameters)
     return spill.iter_tables(bounds, folder)
-
-
-def iter_sorted(
-    db: Any, query: str, sort_sql: str, *, key: str, bounds: Sequence[Any], folder: Path
-) -> Iterator[pa.RecordBatchReader]:
-    """Sort a query's rows externally: one reader per partition of `iter_partition_tables`.
-
-    Args:
-        db: DuckDB connection; the table ``partition_rows`` is created in it.
-        query: Selects the rows; this call runs it once.
-        sort_sql: SQL that sorts one partition: selects from the table ``partition_rows``, in an order that begins with the key.
-        key: The partition column.
-        bounds: From `quantile_bounds`.
-        folder: A new folder to spill to.
-
-    Returns:
-        At least one reader, some perhaps empty; read each to its end before the next.
-    """
-    return (
-        db.sql(sort_sql).to_arrow_reader(_BATCH)
-        for _ in iter_partition_tables(db, query, key=key, bounds=bounds, folder=folder)
-    )
 
 
 def partition_number_sql(value: str, bounds: Sequence[Any], first: int = 0) -> str:

@@ -210,21 +210,35 @@ def heartbeat(tracker: Tracker) -> Iterator[Tracker]:
         with _nested(log_functions, log):
             yield tracker
         return
-    stopped, functions = threading.Event(), [log]
+    functions = [log]
 
-    def log_lines() -> None:
-        while not stopped.wait(interval_s):
-            functions[-1]()
+    def log_innermost() -> None:
+        functions[-1]()
 
-    thread = threading.Thread(target=log_lines, name="heartbeat", daemon=True)
     token = _log_functions.set(functions)
+    try:
+        with repeated(log_innermost, interval_s, name="heartbeat"):
+            yield tracker
+    finally:
+        _log_functions.reset(token)
+
+
+@contextmanager
+def repeated(work: Callable[[], object], interval_s: float, *, name: str) -> Iterator[None]:
+    """Call ``work`` at an interval within the block, from a thread of this name with the log context of this one."""
+    stopped = threading.Event()
+
+    def call_until_stopped() -> None:
+        while not stopped.wait(interval_s):
+            work()
+
+    thread = threading.Thread(target=bind_log_context(call_until_stopped), name=name, daemon=True)
     thread.start()
     try:
-        yield tracker
+        yield
     finally:
         stopped.set()
         thread.join()
-        _log_functions.reset(token)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.interactions import DownstreamModel, Interactions
     from scalr_prod.evaluation.plan import EvaluationRequest
     from scalr_prod.evaluation.search import HALF_LIFE, Hyperparameter
-    from scalr_prod.evaluation.verdict_summary import VerdictSummary, summarize_verdict
+    from scalr_prod.evaluation.verdict_summary import summarize_verdict
 
 __all__ = [
     "HALF_LIFE",
@@ -22,7 +22,6 @@ __all__ = [
     "EvaluationRequest",
     "Hyperparameter",
     "Interactions",
-    "VerdictSummary",
     "evaluate",
     "summarize_verdict",
 ]
@@ -36,7 +35,6 @@ __getattr__ = lazy_exports(
         "HALF_LIFE": "search",
         "Hyperparameter": "search",
         "Interactions": "interactions",
-        "VerdictSummary": "verdict_summary",
         "evaluate": "evaluation",
         "summarize_verdict": "verdict_summary",
     },

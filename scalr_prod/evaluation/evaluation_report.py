@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.core.atomic_io import atomic_path
+from scalr_prod.core.atomic_io import atomic_path, write_text
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.evaluation.acceptance import describe_acceptance
 from scalr_prod.evaluation.arms import CLUSTER_BASELINE, JOINT_BASELINE, POPULARITY_BASELINE, REAL_ONLY, WITH_SYNTHETIC
@@ -165,7 +165,10 @@ class EvaluationReport(Jsonable):
             "quick verdict, default settings" if self.verdict["quick"] else "verdict": [
                 _verdict_line(model) for model in self.verdict["models"]
             ],
-            "budget": {family: _describe_budget(arms) for family, arms in self.budget.items()},
+            "budget": {
+                family: ", ".join(f"{arm} {used['fits']} fits and {used['rankings']} rankings" for arm, used in arms.items())
+                for family, arms in self.budget.items()
+            },
             "lambda": {family: choice["lambda"] for family, choice in self.choices.items()},
             "helps": {}
             if self.verdict["quick"]
@@ -331,8 +334,7 @@ def write_report(report: EvaluationReport, folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with atomic_path(folder / "report.json") as unfinished:
-        unfinished.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+    write_text(folder / "report.json", json.dumps(report.to_json(), indent=1) + "\n")
     table = []
     for row in report.arms:
         table += [(row["name"], row["model"], "all", metric, value) for metric, value in row["metrics"].items()]
@@ -417,10 +419,6 @@ def _over_best(verdict: Mapping[str, Any]) -> str:
     if not verdict:
         return ""
     return _interval({"lift_pct": verdict["lift_over_best_pct"], "ci95": verdict["ci95"]})
-
-
-def _describe_budget(arms: Mapping[str, Any]) -> str:
-    return ", ".join(f"{arm} {counts['fits']} fits and {counts['rankings']} rankings" for arm, counts in arms.items())
 
 
 def _mean_metrics(panel: UserPanel, by_cutoff: OutcomesByCutoff) -> dict[str, float]:

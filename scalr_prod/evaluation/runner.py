@@ -139,10 +139,6 @@ _TRIALS: Final = {REAL_ONLY: 9, JOINT_BASELINE: 20}
 _SYNTHETIC_TRIALS: Final = 17
 
 
-def _expected_trials(arm: str) -> int:
-    return _TRIALS.get(arm, _SYNTHETIC_TRIALS if arm in TUNED_ARMS else 0)
-
-
 class EvaluationRunner:
     """One evaluation.
 
@@ -167,7 +163,7 @@ class EvaluationRunner:
         evaluation_fits = sum(map(self._expected_evaluation_fits, arms)) * len(self.plan.splits)
 
         def expected_tuning_fits(name: str) -> int:
-            return len(splits) * _expected_trials(name)
+            return len(splits) * _TRIALS.get(name, _SYNTHETIC_TRIALS if name in TUNED_ARMS else 0)
 
         self.progress.total = sum(map(expected_tuning_fits, arms)) + evaluation_fits
         self.prepare_tuning(splits)

@@ -118,7 +118,7 @@ def summarize_verdict(report: Mapping[str, Any]) -> VerdictSummary:
     is_quick = report["verdict"]["quick"]
     (verdict,) = (row for row in report["verdict"]["models"] if row["model"] == best)
     arms = [row for row in report["arms"] if row["model"] == best]
-    over_real = next((row for row in arms if row["name"] == WITH_SYNTHETIC), {})
+    over_real: Mapping[str, Any] = next((row for row in arms if row["name"] == WITH_SYNTHETIC), {})
     effect = _effect(verdict, over_real.get("ci95"), is_used=choices[best]["helps"])
     depth = report["verdict"].get("k", _DEFAULT_DEPTH)
     return VerdictSummary(

@@ -15,7 +15,7 @@ from scalr_prod.features.feast_import import prepare_feast_import
 
 if TYPE_CHECKING:
     from scalr_prod.features.client import ViewWindow, join_point_in_time, open_feature_store, stream_window
-    from scalr_prod.features.datasets import SavedDatasetReport, save_dataset, saved_dataset_location
+    from scalr_prod.features.datasets import save_dataset, saved_dataset_location
     from scalr_prod.features.erasure import erase_entities
     from scalr_prod.features.export import ExportFormat, FeastExport, export_definitions
     from scalr_prod.features.external_features import (
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from scalr_prod.features.live_retrieval import FeatureRetrieval, retrieve_features
     from scalr_prod.features.materialization_state import has_been_materialized
     from scalr_prod.features.offline_store import DeltaOfflineStore, DeltaOfflineStoreConfig
-    from scalr_prod.features.online_store import MaterializationReport, materialize
-    from scalr_prod.features.repository import RepositoryReport, apply_feature_repo
+    from scalr_prod.features.online_store import materialize
+    from scalr_prod.features.repository import apply_feature_repo
     from scalr_prod.features.sources import FeatureSource, ServiceSources, references_by_key, service_sources
     from scalr_prod.features.store_snapshot import StoreSnapshot
     from scalr_prod.features.template import TemplateReport, write_template
@@ -42,9 +42,6 @@ __all__ = [
     "FeastExport",
     "FeatureRetrieval",
     "FeatureSource",
-    "MaterializationReport",
-    "RepositoryReport",
-    "SavedDatasetReport",
     "ServiceSources",
     "StoreSnapshot",
     "TemplateReport",
@@ -79,9 +76,6 @@ __getattr__ = lazy_exports(
         "FeastExport": "export",
         "FeatureRetrieval": "live_retrieval",
         "FeatureSource": "sources",
-        "MaterializationReport": "online_store",
-        "RepositoryReport": "repository",
-        "SavedDatasetReport": "datasets",
         "ServiceSources": "sources",
         "StoreSnapshot": "store_snapshot",
         "TemplateReport": "template",

@@ -145,7 +145,8 @@ def join_point_in_time(
         feature row is visible.
 
     Raises:
-        FeatureStoreError: No such service, view or feature; a missing key; a table that cannot be read.
+        FeatureStoreError: No such service, view or feature; a missing key; a table that cannot be read; or the offline store returned
+            other rows than the spine's.
     """
     with translate_feast_errors(store):
         options = store.config.offline_store
@@ -153,9 +154,23 @@ def join_point_in_time(
         try:
             requested = store.get_feature_service(features) if isinstance(features, str) else list(features)
             job = store.get_historical_features(entity_df=spine, features=requested, full_feature_names=True)
-            return job.to_arrow()
+            found = job.to_arrow()
         finally:
             options.within = None
+    _ensure_same_rows(found, spine)
+    return found
+
+
+def _ensure_same_rows(found: pa.Table, spine: pa.Table) -> None:
+    """Check that a point-in-time join returned the spine's rows in their order: callers put the columns side by side."""
+    if found.num_rows != spine.num_rows or not all(
+        found.column(field.name).cast(field.type).equals(spine.column(field.name)) for field in spine.schema
+    ):
+        raise FeatureStoreError(
+            f"the point-in-time join gave {found.num_rows} rows for {spine.num_rows}, or gave them in another order",
+            where="feature_store.yaml",
+            next_step="check that feature_store.yaml names the offline store of scalr_prod; if it does, report this as a bug",
+        )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from scalr_prod.core.atomic_io import atomic_path
+from scalr_prod.core.atomic_io import atomic_path, write_text
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.lake import open_project_lake
@@ -81,14 +81,14 @@ def export_definitions(settings: Settings, folder: Path, export_format: ExportFo
     tables = list(_DESCRIPTIONS) if settings.feast.export.source_history else [Table.SYNTHETIC_TARGET_EVENTS]
     versions = {table: lake.version(table) for table in tables}
     try:
-        claim_directory(
-            folder, f"{name}-export", setting=None, names=(f"{name}.py", name), made_by_older_version=lambda _: False
-        )
+        claim_directory(folder, f"{name}-export", setting=None, names=(f"{name}.py", name))
         rows = {
             table: _copy(lake, table, version, folder / name) if export_format == "parquet" else _count(lake, table, version)
             for table, version in versions.items()
         }
-        _write(folder / f"{name}.py", _definitions(settings.feast.export, settings.project_name, lake, export_format, versions))
+        write_text(
+            folder / f"{name}.py", _definitions(settings.feast.export, settings.project_name, lake, export_format, versions)
+        )
     except OSError as error:
         raise FeatureStoreError(
             f"cannot be written to: {error.strerror or error}",
@@ -152,11 +152,6 @@ def _copy(lake: Lake, table: Table, version: int, folder: Path) -> int:
             writer.write_batch(batch)
             count += batch.num_rows
     return count
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_path(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
 
 
 def _prefix(named: FeastExportSettings, project: str) -> str:

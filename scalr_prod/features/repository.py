@@ -15,6 +15,8 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.core import assets
+from scalr_prod.core.atomic_io import read_json
+from scalr_prod.core.file_lock import file_lock
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.redaction import is_secret_name
 from scalr_prod.errors import FeatureStoreError, ProjectsMixed, ScalrError
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LOCK_TIMEOUT_S = 300
-#: First words of every feature_store.yaml that this package writes.
-_FIRST_WORDS = "# Laid by `scalr` from scalr.toml"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def apply_feature_repo(settings: Settings) -> RepositoryReport:
     if report := _up_to_date(settings, files, fingerprint):
         return report
     names = (*files, APPLIED_FILE)
-    claim_directory(repo, "feature-repository", setting="[feast] repo", names=names, made_by_older_version=_is_older_repository)
+    claim_directory(repo, "feature-repository", setting="[feast] repo", names=names)
     with lock_repository(repo):
         if report := _up_to_date(settings, files, fingerprint):
             return report
@@ -102,22 +102,14 @@ def lock_repository(repo: Path) -> Iterator[None]:
     Raises:
         FeatureStoreError: Another process has held the lock for too long.
     """
-    from filelock import FileLock, Timeout
-
     repo.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(repo / ".lock", timeout=_LOCK_TIMEOUT_S)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise FeatureStoreError(
-            f"another process has been writing to the feature registry for over {_LOCK_TIMEOUT_S} s",
-            where=str(repo),
-            next_step="wait for it to finish, then run the command again",
-        ) from error
-    try:
+    busy = FeatureStoreError(
+        f"another process has been writing to the feature registry for over {_LOCK_TIMEOUT_S} s",
+        where=str(repo),
+        next_step="wait for it to finish, then run the command again",
+    )
+    with file_lock(repo / ".lock", busy, timeout_s=_LOCK_TIMEOUT_S):
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -239,25 +231,13 @@ def _fingerprint(registry_url: str, files: dict[str, str]) -> str:
 def _up_to_date(settings: Settings, files: dict[str, str], fingerprint: str) -> RepositoryReport | None:
     """Return the last applied state if nothing has changed and the registry still exists."""
     repo = settings.feast_repo
-    try:
-        state = json.loads((repo / APPLIED_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
+    state = read_json(repo / APPLIED_FILE)
     file = _registry_file(settings.feast_registry_url)
     is_missing = file is not None and not file.is_file()
     is_same = state.get("project") == settings.project_name and state.get("fingerprint") == fingerprint
     if is_missing or not is_same or not all(_same(repo / name, text) for name, text in files.items()):
         return None
     return RepositoryReport(str(repo), applied=False, views=tuple(state["views"]), services=tuple(state["services"]))
-
-
-def _is_older_repository(folder: Path) -> bool:
-    """Whether an older version of this package wrote the folder: its configuration starts with our words and is not the template."""
-    path = folder / "feature_store.yaml"
-    if not path.is_file():
-        return False
-    text, template = path.read_text(encoding="utf-8", errors="replace"), assets.asset_folder("feature_repo") / path.name
-    return text.startswith(_FIRST_WORDS) and text != template.read_text(encoding="utf-8")
 
 
 def _same(path: Path, text: str) -> bool:

@@ -6,12 +6,11 @@ Feast keys registry objects and online rows by the project's name alone, so two 
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.core.atomic_io import read_json
 from scalr_prod.errors import ProjectsMixed
 from scalr_prod.schemas import Table
 from scalr_prod.workspace import ProjectIdentity, normalize_lake_url
@@ -54,17 +53,7 @@ def previous_project_name(repo: Path, name: str) -> str | None:
 
     The name is saved before the repository is rewritten, so that an interrupted rename is resumed.
     """
-    state = _state(repo)
-    if "project" not in state:  # applied by a version that did not save the name
-        try:
-            found = re.search(r"^project: (\w+)$", (repo / "feature_store.yaml").read_text(encoding="utf-8"), re.MULTILINE)
-        except OSError:
-            return None
-        if found is None or found[1] == name:
-            return None
-        state["project"] = found[1]
-        (repo / APPLIED_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
-    previous = str(state["project"])
+    previous: str | None = read_json(repo / APPLIED_FILE).get("project")
     return previous if previous != name else None
 
 
@@ -178,14 +167,6 @@ def _other_lake(project: ProjectIdentity, lake: str, where: str) -> ProjectsMixe
         next_step=f'give one of the two another name, with [project] name and formerly = "{project.name}"; if it is the same project, '
         f'and was moved, set [project] moved_from = "{lake}"',
     )
-
-
-def _state(repo: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((repo / APPLIED_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _lakes(store: FeatureStore, project: str) -> set[str]:

@@ -9,7 +9,13 @@ from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from scalr_prod.generation.confidence import LIFT_SQL, confidence_weight
-    from scalr_prod.generation.context_query import SOURCE_TIMESTAMP, RequestEncoder, read_contexts, sort_for_scoring
+    from scalr_prod.generation.context_query import (
+        SOURCE_TIMESTAMP,
+        RequestEncoder,
+        has_one_context_per_user,
+        read_contexts,
+        sort_for_scoring,
+    )
     from scalr_prod.generation.encoding import HISTORY_ITEMS, HISTORY_TIMES, ConsumptionIndex
     from scalr_prod.generation.harmed_segments import (
         describe_harmed_segments,
@@ -22,7 +28,6 @@ if TYPE_CHECKING:
     from scalr_prod.generation.policy import (
         SEGMENTS,
         Policy,
-        PolicyStatus,
         apply_policy,
         logs_digest,
         policy_path,
@@ -46,7 +51,6 @@ __all__ = [
     "LateReport",
     "LateWindow",
     "Policy",
-    "PolicyStatus",
     "RequestEncoder",
     "RunPreview",
     "WorkerSession",
@@ -57,6 +61,7 @@ __all__ = [
     "confidence_weight",
     "describe_harmed_segments",
     "generate",
+    "has_one_context_per_user",
     "keep_counts",
     "late_windows",
     "logs_digest",
@@ -90,7 +95,6 @@ __getattr__ = lazy_exports(
         "LateReport": "late_events",
         "LateWindow": "late_events",
         "Policy": "policy",
-        "PolicyStatus": "policy",
         "RequestEncoder": "context_query",
         "RunPreview": "preview",
         "SEGMENTS": "policy",
@@ -103,6 +107,7 @@ __getattr__ = lazy_exports(
         "confidence_weight": "confidence",
         "describe_harmed_segments": "harmed_segments",
         "generate": "runner",
+        "has_one_context_per_user": "context_query",
         "keep_counts": "popularity_matching",
         "late_windows": "late_events",
         "logs_digest": "policy",

@@ -86,7 +86,7 @@ def create_chosen_users(connection: DuckDBPyConnection, settings: Settings, spec
     from scalr_prod.lake import Lake
 
     _open_events(connection, Lake.open(settings), spec)
-    contexts = "1" if _is_one_context_per_user(spec) else "count(*)"
+    contexts = "1" if has_one_context_per_user(spec) else "count(*)"
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE users AS SELECT {USER_ID}, {contexts} AS contexts, count(*) AS events
             FROM {Table.SOURCE_EVENTS} WHERE {_IN_WINDOW_SQL} GROUP BY {USER_ID}""",
@@ -152,7 +152,7 @@ def chosen_user_contexts(
             "$end - INTERVAL 1 MICROSECOND",
             f"QUALIFY row_number() OVER (PARTITION BY {USER_ID} ORDER BY {_LATEST_FIRST_SQL}) = 1",
         )
-        if _is_one_context_per_user(spec)
+        if has_one_context_per_user(spec)
         else (SOURCE_TIMESTAMP, "")
     )
     query = f"""SELECT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, {SOURCE_TIMESTAMP}, noise_key, {of_user}
@@ -175,7 +175,8 @@ def chosen_user_consumption(connection: DuckDBPyConnection, spec: RunSpec, *colu
     return connection.sql(query, params=_query_parameters(spec, query))
 
 
-def _is_one_context_per_user(spec: RunSpec) -> bool:
+def has_one_context_per_user(spec: RunSpec) -> bool:
+    """Return whether the run translates each user once, at the window's end, instead of every source event."""
     return bool(spec.settings["generation"].get("contexts") == "users")
 
 

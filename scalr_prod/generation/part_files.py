@@ -73,6 +73,11 @@ def read_manifest(path: Path, **expected: Any) -> dict[str, Any] | None:
     return manifest
 
 
+def read_part(folder: Path, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any] | None:
+    """Return the manifest of a run's part in a folder; None if the part has to be made."""
+    return read_manifest(part_path(folder, partition), **part_identity(spec, partition, partitions))
+
+
 def remove_stale_parts(folder: Path, partitions: int) -> None:
     """Remove parts of another partitioning of the same run, and unfinished files of a killed worker."""
     expected = [part_path(folder, number) for number in range(partitions)]

@@ -83,14 +83,12 @@ def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSp
         TranslatorNotFound: No such version, or none at all.
         TranslatorError: It learned from users who were erased, and ``[forgetting] grace_days`` are over.
         TableNotFound: A stage was skipped.
-        LakeError: An earlier version made the table of synthetic events, and no ingest has brought it up to date.
     """
     from scalr_prod.lake import Lake
     from scalr_prod.workspace import open_duckdb, staging_folder
 
     options = settings.generation
     lake = Lake.open(settings)
-    lake.require_column(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
     versions = {table.value: lake.version(table) for table in TABLES_READ}
     with staging_folder(settings, "plan") as folder, open_duckdb(settings, folder) as connection:
         register_events(connection, lake, versions)

@@ -14,7 +14,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.core.atomic_io import atomic_path
+from scalr_prod.core.atomic_io import write_text
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import EvaluationError
 from scalr_prod.generation.harmed_segments import (
@@ -100,8 +100,7 @@ class Policy(Jsonable):
     def write(self, *paths: Path) -> None:
         """Write the policy to each path atomically."""
         for path in paths:
-            with atomic_path(path) as unfinished:
-                unfinished.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+            write_text(path, json.dumps(self.to_json(), indent=1) + "\n")
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ import json
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.compute import open_cluster, preload_workers, progress_channel, run_worker_task
 from scalr_prod.core.atomic_io import write_json
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.progress import track
 from scalr_prod.generation.context_query import count_users_without_consent
-from scalr_prod.generation.part_files import part_identity, part_path, read_manifest, remove_stale_parts
+from scalr_prod.generation.part_files import read_part, remove_stale_parts
 from scalr_prod.generation.popularity_matching import align_parts
 from scalr_prod.generation.shards import remove_shards, write_shards
-from scalr_prod.generation.task import DROP_REASONS, candidate_schema, generate_part, parts_folder, read_finished_part
+from scalr_prod.generation.task import DROP_REASONS, candidate_schema, generate_part, parts_folder
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.schemas import Table
@@ -96,11 +96,6 @@ class GenerationReport(Jsonable):
     parts_made: int = 0
     parts_kept: int = 0
     worker_mb: int | None = None
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Restore a report from the output of `to_json`."""
-        return cls(**content)
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; ``without_consent`` only if a domain requires consent."""
@@ -192,7 +187,7 @@ def _generate_parts(
     folder = parts_folder(settings.home, spec.run_id)
     folder.mkdir(parents=True, exist_ok=True)
     remove_stale_parts(folder, partitions)
-    kept = {number: read_finished_part(settings.home, spec, number, partitions) for number in range(partitions)}
+    kept = {number: read_part(folder, spec, number, partitions) for number in range(partitions)}
     manifests = {number: manifest for number, manifest in kept.items() if manifest is not None}
     ledger.runs.record_partitions(spec.run_id, sorted(manifests.items()), partitions=partitions)
     missing = [number for number in range(partitions) if number not in manifests]
@@ -224,7 +219,7 @@ def _generate_parts(
             )
             for manifest in cluster.map(run_worker_task, calls):
                 manifests[manifest["partition"]] = manifest
-                ledger.runs.record_partition(spec.run_id, manifest["partition"], manifest)
+                ledger.runs.record_partitions(spec.run_id, [(manifest["partition"], manifest)])
     remove_shards(settings.home, spec)
     return [manifests[number] for number in range(partitions)], missing
 
@@ -255,13 +250,12 @@ def _finished_report(home: Path, spec: RunSpec, *, verify_files: bool) -> Genera
     """The report of an earlier call; with ``verify_files``, None unless every candidate file is complete."""
     try:
         content = json.loads(_report_path(home, spec.run_id).read_text(encoding="utf-8"))
-        partitions, report = int(content["partitions"]), GenerationReport.from_json(content["report"])
+        partitions, report = int(content["partitions"]), GenerationReport(**content["report"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     folder = _candidates_folder(home, spec.run_id)
     for number in range(partitions) if verify_files else ():
-        path = part_path(folder, number)
-        if read_manifest(path, **part_identity(spec, number, partitions)) is None:
+        if read_part(folder, spec, number, partitions) is None:
             return None
     return report
 

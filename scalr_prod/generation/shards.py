@@ -25,7 +25,7 @@ from scalr_prod.generation.part_files import (
     open_part_writer,
     part_identity,
     part_path,
-    read_manifest,
+    read_part,
     remove_stale_parts,
     write_manifest,
 )
@@ -89,15 +89,15 @@ def read_shards(home: Path, spec: RunSpec, partition: int, partitions: int) -> I
     """
     import pyarrow.parquet as pq
 
-    paths = [part_path(_folder(home, spec, name), partition) for name in _table_names(spec)]
-    for path in paths:
-        if read_manifest(path, **part_identity(spec, partition, partitions)) is None:
+    folders = [_folder(home, spec, name) for name in _table_names(spec)]
+    for folder in folders:
+        if read_part(folder, spec, partition, partitions) is None:
             raise GenerationError(
                 "the input of this task is missing or damaged",
-                where=str(path),
+                where=str(part_path(folder, partition)),
                 next_step="check that every worker sees the project's home, then resume the run: scalr runs resume RUN",
             ).add_context(run_id=spec.run_id)
-    files = [pq.ParquetFile(path) for path in paths]
+    files = [pq.ParquetFile(part_path(folder, partition)) for folder in folders]
     try:
         for number in range(files[0].num_row_groups):
             rows, *consumed = (file.read_row_group(number) for file in files)
@@ -126,7 +126,7 @@ def _count_written_contexts(home: Path, spec: RunSpec, partitions: int) -> int |
     rows = 0
     for number in range(partitions):
         for name in _table_names(spec):
-            manifest = read_manifest(part_path(_folder(home, spec, name), number), **part_identity(spec, number, partitions))
+            manifest = read_part(_folder(home, spec, name), spec, number, partitions)
             if manifest is None:
                 return None
             rows += int(manifest["rows"]) if name == "contexts" else 0

@@ -19,7 +19,7 @@ from scalr_prod.core.memory import peak_memory_mb
 from scalr_prod.generation import encoding
 from scalr_prod.generation.confidence import confidence_weight
 from scalr_prod.generation.context_query import SOURCE_TIMESTAMP, RequestEncoder, context_text_sql, sort_for_scoring
-from scalr_prod.generation.part_files import open_part_writer, part_identity, part_path, read_manifest, write_manifest
+from scalr_prod.generation.part_files import open_part_writer, part_identity, part_path, write_manifest
 from scalr_prod.generation.shards import read_shards
 from scalr_prod.ledger import run_folder
 from scalr_prod.schemas import (
@@ -60,12 +60,6 @@ _SHORTLIST_CHECK_CONTEXTS: Final = 64
 def parts_folder(home: Path, run_id: str) -> Path:
     """Return ``<home>/runs/<run_id>/parts``."""
     return run_folder(home, run_id) / "parts"
-
-
-def read_finished_part(home: Path, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any] | None:
-    """Return the manifest of a part that exists and is complete, else None."""
-    path = part_path(parts_folder(home, spec.run_id), partition)
-    return read_manifest(path, **part_identity(spec, partition, partitions))
 
 
 def candidate_schema(lake: Lake) -> pa.Schema:

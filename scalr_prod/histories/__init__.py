@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from scalr_prod.histories.build import HistoriesReport, TableReport, are_histories_current, build_histories, rebuild_reason
+    from scalr_prod.histories.build import HistoriesReport, are_histories_current, build_histories, rebuild_reason
     from scalr_prod.histories.incremental import BuildRecord
 
 __all__ = [
     "BuildRecord",
     "HistoriesReport",
-    "TableReport",
     "are_histories_current",
     "build_histories",
     "rebuild_reason",
@@ -32,7 +31,6 @@ __getattr__ = lazy_exports(
     {
         "BuildRecord": "incremental",
         "HistoriesReport": "build",
-        "TableReport": "build",
         "are_histories_current": "build",
         "build_histories": "build",
         "rebuild_reason": "build",

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from scalr_prod.compute import load_segments, open_executor, open_file_part, plan_file_parts, shuffle_folder, write_segments
-from scalr_prod.core.delta_log import arrow_schema, duckdb_readable_files, files_dataset, row_count, row_count_by_file
+from scalr_prod.core.delta_log import arrow_schema, row_count, row_count_by_file
 from scalr_prod.core.partitioned import quantile_bounds
 from scalr_prod.histories.incremental import create_events_view, latest_created, sort_partition_sql
 from scalr_prod.histories.row_stream import RowStream, row_limit, too_many_rows
 from scalr_prod.schemas import ITEM_ID, USER_ID, Table
-from scalr_prod.workspace import read_parquet_sql
+from scalr_prod.workspace import create_delta_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -150,13 +150,8 @@ def _files(written: list[_WrittenPartition]) -> list[TableFile]:
 
 def _partition_bounds(connection: Any, table: Table, events: DeltaTable) -> list[Any]:
     key, rows = ITEM_ID if table is Table.TARGET_ITEM_STATS else USER_ID, row_count(events)
-    if files := duckdb_readable_files(events):
-        return quantile_bounds(connection, read_parquet_sql(files), key, rows)
-    connection.register("keys", files_dataset(events))
-    try:
-        return quantile_bounds(connection, "keys", key, rows)
-    finally:
-        connection.unregister("keys")
+    create_delta_view(connection, "keys", events)
+    return quantile_bounds(connection, "keys", key, rows)
 
 
 def _regroup(executor: Executor, job: _Job, inputs: list[FilePart]) -> tuple[npt.NDArray[np.int64], dict[int, list[Segment]]]:

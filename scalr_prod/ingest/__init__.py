@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         select_column,
     )
     from scalr_prod.ingest.id_mapping import IdMapping
-    from scalr_prod.ingest.ingest_report import DomainReport, IngestReport
+    from scalr_prod.ingest.ingest_report import IngestReport
     from scalr_prod.ingest.input_state import changed_inputs
     from scalr_prod.ingest.pipeline import ingest
     from scalr_prod.ingest.preflight import check_domain_input, check_id_mapping
@@ -39,7 +39,6 @@ __all__ = [
     "Batch",
     "CellOrigin",
     "ColumnSelection",
-    "DomainReport",
     "EventParser",
     "IdMapping",
     "IdParser",
@@ -73,7 +72,6 @@ __getattr__ = lazy_exports(
         "Batch": "sources.protocol",
         "CellOrigin": "column_parsers",
         "ColumnSelection": "column_mapping",
-        "DomainReport": "ingest_report",
         "EventParser": "staging",
         "IdMapping": "id_mapping",
         "IdParser": "column_parsers",

@@ -17,7 +17,7 @@ from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, combine_filters, 
 from scalr_prod.ingest.sort_by_time import SORT_COLUMNS, iter_sorted_batches, write_sorted_file
 from scalr_prod.lake import retry_on_new_version
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, RECOMMENDED_BY, USER_ID, Table
-from scalr_prod.workspace import escape_glob, read_parquet_sql
+from scalr_prod.workspace import parquet_sql
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -167,7 +167,7 @@ class AppendMissing:
         # Subtracting grouped counts keeps genuine duplicates of the log and adds no row that the table already holds.
         self.db.execute(
             f"CREATE OR REPLACE TEMP TABLE lacking AS SELECT new.*, new.times - coalesce(counted.times, 0) AS lacking "
-            f"FROM (SELECT {columns}, count(*) AS times FROM {read_parquet_sql([escape_glob(file.path)])} GROUP BY ALL) AS new "
+            f"FROM (SELECT {columns}, count(*) AS times FROM {parquet_sql(file.path)} GROUP BY ALL) AS new "
             f"LEFT JOIN counted ON {_same(names)} WHERE lacking > 0"
         )
         rows, again, rows_in_window, changed = self.db.sql(
@@ -242,7 +242,7 @@ class AppendMissing:
         middle = lacking[len(lacking) // 2]
         self.db.execute(
             f"CREATE OR REPLACE TEMP TABLE sample AS SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM (SELECT * FROM "
-            f"{read_parquet_sql([escape_glob(middle.path)])} LIMIT {_SAMPLE_ROWS})"
+            f"{parquet_sql(middle.path)} LIMIT {_SAMPLE_ROWS})"
         )
         first, last, rows = self.db.sql(
             f"SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})), count(*) FROM sample"

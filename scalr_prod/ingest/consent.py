@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalr_prod.ingest.rows import create_temp_table, scan_table
 from scalr_prod.schemas import EVENT_TIMESTAMP, USER_ID, Table
-from scalr_prod.workspace import escape_glob, open_consent, quote_literal, read_parquet_sql, write_consent
+from scalr_prod.workspace import open_consent, parquet_sql, quote_literal, write_consent
 
 if TYPE_CHECKING:
     from scalr_prod.config import Settings
@@ -41,7 +41,7 @@ def record_consent(settings: Settings, db: Any, lake: Lake, log: StagedLog, answ
     latest = f"""SELECT {USER_ID}, bool_and(coalesce(consent, false)) AS consent, {EVENT_TIMESTAMP}, 1 AS log
         FROM ({answers}) GROUP BY {USER_ID}, {EVENT_TIMESTAMP}"""
     with open_consent(settings.home) as path:
-        former = "" if path is None else f"FROM {read_parquet_sql([escape_glob(path)])}"
+        former = "" if path is None else f"FROM {parquet_sql(path)}"
         if former and section.consent is None:
             latest += f" UNION ALL SELECT {USER_ID}, consent, {EVENT_TIMESTAMP}, 0 {former} WHERE domain = {domain}"
         query = f"""SELECT {domain} AS domain, {USER_ID}, coalesce(consent, false) AS consent, {EVENT_TIMESTAMP}

@@ -7,13 +7,12 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.core.atomic_io import write_json
+from scalr_prod.core.atomic_io import read_json, write_json
 from scalr_prod.errors import UnreadableInput
 from scalr_prod.ingest.sources.readers import list_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from scalr_prod.config import Settings
 
@@ -58,14 +57,14 @@ def input_state(settings: Settings, places: Iterable[str]) -> dict[str, Any]:
 
 def record_input_state(settings: Settings, state: dict[str, Any]) -> None:
     """Record the state of what an ingest has read; other places keep theirs."""
-    write_json(settings.home / _FILE, _read(settings.home) | state)
+    write_json(settings.home / _FILE, read_json(settings.home / _FILE) | state)
 
 
 def changed_inputs(settings: Settings) -> dict[str, str] | None:
     """Return by place why an ingest would find something new; None: only the ingest itself can tell."""
     domains = settings.domains
     places = [place for domain in ("source", "target") for place in domains.log_keys(domain)]
-    former, now = _read(settings.home), input_state(settings, places)
+    former, now = read_json(settings.home / _FILE), input_state(settings, places)
     reasons: dict[str, str] = {}
     for place, state in now.items():
         known = former.get(place)
@@ -91,11 +90,3 @@ def _files(settings: Settings, *origin: Any) -> list[list[str]] | None:
 def _shorten(names: list[str]) -> str:
     shown, more = [name.rsplit("/", 1)[-1] for name in names[:_SHOWN]], len(names) - _SHOWN
     return ", ".join(shown) + (f" and {more} more files" if more > 0 else "")
-
-
-def _read(home: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((home / _FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found

@@ -47,7 +47,7 @@ from scalr_prod.schemas import (
     item_id_prefix,
     table_schema,
 )
-from scalr_prod.workspace import SuppressionList, escape_glob, open_duckdb, read_parquet_sql, staging_folder
+from scalr_prod.workspace import SuppressionList, open_duckdb, parquet_sql, read_parquet_sql, staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -270,9 +270,7 @@ class IngestPipeline:
                 next_step=f"check what [domains.{place}] names",
             )
         if EVENT_ID not in missing:
-            left_out = (
-                f" UNION ALL FROM {read_parquet_sql(map(escape_glob, staged.left_out_files))}" if staged.left_out_files else ""
-            )
+            left_out = f" UNION ALL FROM {parquet_sql(*staged.left_out_files)}" if staged.left_out_files else ""
             every_row = f"SELECT *{named} FROM (SELECT {', '.join(LEFT_OUT_COLUMNS)} FROM ({staged_rows}){left_out})"
             rows = keep_latest_per_event_id(self.db, view, self.settings.domains[place], every_row)
         sorted_log = self._sort(domain, place, view, prefix, rows=rows, renewed=read - rows)
@@ -297,9 +295,7 @@ class IngestPipeline:
         # Dropped repetitions are counted as superseded and no longer belong to the log.
         without_duplicates = DuplicateCounts(0, sorted_log.rows, all_repeated=False)
         self.duplicates[place] = without_duplicates if section.duplicates == "drop" else sorted_log.duplicates
-        self.db.execute(
-            f"CREATE OR REPLACE TEMP VIEW {view} AS FROM {read_parquet_sql(escape_glob(file.path) for file in sorted_log.files)}"
-        )
+        self.db.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS FROM {parquet_sql(*(file.path for file in sorted_log.files))}")
         self.db.execute(f"DROP TABLE IF EXISTS {view}_latest; DROP TABLE IF EXISTS {view}_ids")
         return sorted_log
 
@@ -449,7 +445,7 @@ class IngestPipeline:
         if described is not None and self.lake.description(table, opened=made) != described:
             self._bind_table(table, domain)
             self.lake.refresh(table, made)
-        self.lake.add_missing_columns(table, schema, opened=made)  # a table of an older version lacks the source domain column
+        self.lake.add_missing_columns(table, schema, opened=made)  # such as one that the settings map now
 
     def _optional_columns(self, domain: Domain) -> set[str]:
         """Return the columns of `OPTIONAL_EVENT_COLUMNS` that the settings map or the table has."""

@@ -16,6 +16,7 @@ from scalr_prod.ingest.append import CommitSummary, StagedLog, write_events
 from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, scan_table
 from scalr_prod.lake import Correction, retry_on_new_version, window_sql
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.workspace import timestamp_literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -100,7 +101,7 @@ class _TableReplacement:
         if version >= 0:
             names = self.lake.schema(self.table).names
         columns = ", ".join(names)
-        window = f"{EVENT_TIMESTAMP} >= {self._literal()}"
+        window = f"{EVENT_TIMESTAMP} >= {timestamp_literal(self.since)}"
         new = " UNION ALL ".join(f"SELECT {columns} FROM {log.view} WHERE {window}" for log in self.logs)
         if version < 0:
             lake_sql = f"SELECT {columns} FROM {self.logs[0].view} WHERE false"
@@ -194,6 +195,3 @@ class _TableReplacement:
         window = window_sql(self.since)
         own = " OR ".join(log.lake_filter_sql() for log in self.logs if log.item_prefix)
         return f"{window} AND ({own})" if own else window
-
-    def _literal(self) -> str:
-        return f"TIMESTAMPTZ '{self.since.isoformat()}'"

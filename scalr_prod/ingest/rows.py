@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scalr_prod.core.delta_log import UNBOUNDED, files_dataset, files_in_time_range
 from scalr_prod.core.timestamps import to_micros
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID
-from scalr_prod.workspace import escape_glob, quote_literal
+from scalr_prod.workspace import parquet_sql
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,9 +34,7 @@ def staged_rows_sql(files: Sequence[Path], types: dict[str, IdType], *, prefix: 
     if prefix:
         cast[ITEM_ID] = f"'{prefix}' || CAST({cast[ITEM_ID]} AS VARCHAR)"
     casts = ", ".join(f"{value} AS {column}" for column, value in cast.items())
-    return " UNION ALL ".join(
-        f"SELECT * REPLACE ({casts}) FROM read_parquet({quote_literal(escape_glob(path))})" for path in files
-    )
+    return " UNION ALL ".join(f"SELECT * REPLACE ({casts}) FROM {parquet_sql(path)}" for path in files)
 
 
 def combine_filters(*conditions: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.core import row_groups
-from scalr_prod.core.partitioned import iter_sorted, quantile_bounds
+from scalr_prod.core.partitioned import iter_partition_tables, quantile_bounds
 from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.ingest.rows import BATCH_ROWS
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, OPTIONAL_EVENT_COLUMNS, USER_ID
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 #: Sort order of events. Rows that are equal in these columns may differ in other mapped ones.
 SORT_COLUMNS: Final = (EVENT_TIMESTAMP, USER_ID, ITEM_ID, CREATED_TIMESTAMP, "weight")
+_BATCH: Final = 65_536
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,9 @@ def sort_log(db: Any, view: str, rows: int, mapped: Collection[str], folder: Pat
     """
     columns = [*SORT_COLUMNS, *(name for name in OPTIONAL_EVENT_COLUMNS if name in mapped)]
     names = ", ".join(columns)
-    partitions = iter_sorted(
+    partitions = iter_partition_tables(
         db,
         f"SELECT {names} FROM {view}",
-        f"FROM partition_rows ORDER BY {names}",
         key=EVENT_TIMESTAMP,
         bounds=quantile_bounds(db, view, EVENT_TIMESTAMP, rows),
         folder=folder / f"{view}-partitions",
@@ -100,7 +100,8 @@ def sort_log(db: Any, view: str, rows: int, mapped: Collection[str], folder: Pat
     different, every, all_repeated = 0, 0, True
     for partition in partitions:
         counter = _DuplicateCounter()
-        file = write_sorted_file(folder / f"{view}-{len(files)}.parquet", counter.count(partition, drop=drop_duplicates))
+        batches = db.sql(f"FROM {partition} ORDER BY {names}").to_arrow_reader(_BATCH)
+        file = write_sorted_file(folder / f"{view}-{len(files)}.parquet", counter.count(batches, drop=drop_duplicates))
         if file is not None:
             files.append(file)
         different, every, all_repeated = (

@@ -19,7 +19,7 @@ from scalr_prod.ingest.append import write_events
 from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, count_rows, create_temp_table, scan_table
 from scalr_prod.lake import Correction, retry_on_new_version, window_sql
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
-from scalr_prod.workspace import escape_glob, quote_literal, read_parquet_sql
+from scalr_prod.workspace import parquet_sql, quote_literal, timestamp_literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -225,13 +225,13 @@ class UserDayLimit:
             )
 
     def _file_sql(self) -> str:
-        return read_parquet_sql([escape_glob(self._path)])
+        return parquet_sql(self._path)
 
     def _earlier(self) -> str:
         """Return the SQL condition that a recorded day begins before the events that the log replaces."""
         if self._since is None:
             return ""
-        return f" AND (day::TIMESTAMP AT TIME ZONE {self._zone}) < TIMESTAMPTZ '{self._since.isoformat()}'"
+        return f" AND (day::TIMESTAMP AT TIME ZONE {self._zone}) < {timestamp_literal(self._since)}"
 
 
 def _copy_number(names: Iterable[str]) -> str:

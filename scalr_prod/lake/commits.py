@@ -112,18 +112,26 @@ def commit_once(
     return CommitResult(table.value, version, written=True)
 
 
-def retry_on_new_version(storage: TableStore, table: Table, attempt: Callable[[int], Outcome]) -> Outcome:
+def retry_on_new_version(
+    storage: TableStore, table: Table, attempt: Callable[[int], Outcome], *, opened: DeltaTable | None = None
+) -> Outcome:
     """Call ``attempt`` with the table's version, and again with the new one if another writer committed in the meantime.
+
+    Args:
+        storage: Where the table is.
+        table: Which table.
+        attempt: Called with the version; commits on top of it.
+        opened: The table, if already open; it is moved to the version of each attempt.
 
     Raises:
         CommitFailed: It failed though the table's version did not change; or other writers were faster every time.
     """
     for number in itertools.count(1):
-        version = storage.open_table(table).version()
+        version = storage.open_current(table, opened).version()
         try:
             return attempt(version)
         except CommitFailed:
-            if number == _ATTEMPTS or storage.open_table(table).version() == version:
+            if number == _ATTEMPTS or storage.open_current(table, opened).version() == version:
                 raise
             logger.info("another writer committed to %s in the meantime; computing the commit again", table.value)
             time.sleep(random.uniform(0.0, 0.02 * number))  # noqa: S311 - jitter, not a secret

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from scalr_prod.core.delta_log import arrow_schema, file_names, first_missing_file, local_paths
+from scalr_prod.core.delta_log import file_names, first_missing_file, local_paths
 from scalr_prod.errors import ForeignFiles, LakeError, TableNotFound
 from scalr_prod.schemas import Table
 from scalr_prod.workspace import ensure_supported_path, is_empty
@@ -205,26 +205,6 @@ class TableStore:
             else:
                 self.ensure_no_files(table)
         return existing
-
-    def require_column(self, table: Table, column: str, *, opened: DeltaTable | None = None) -> None:
-        """Check that a table, if it exists, has a column that tables of earlier versions lack.
-
-        Args:
-            table: Which table.
-            column: The column's name.
-            opened: The table, if already open.
-
-        Raises:
-            LakeError: The column is missing.
-        """
-        if opened is None and not self.exists(table):
-            return
-        if column not in arrow_schema(self.open_table(table) if opened is None else opened).names:
-            raise LakeError(
-                f"an earlier version of this package made the table: it has no column '{column}'",
-                where=self.uri(table),
-                next_step="upgrade the table, which keeps its rows: scalr ingest",
-            )
 
     def has_commit(self, table: Table, key: str) -> bool:
         """Return whether a commit with this key has landed."""

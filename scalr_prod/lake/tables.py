@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.core.delta_log import arrow_schema, ensure_files_exist, first_missing_file, local_paths
+from scalr_prod.core.delta_log import arrow_schema, cast_batch, ensure_files_exist, first_missing_file, local_paths
 from scalr_prod.errors import CommitFailed, LakeError
 from scalr_prod.lake.commits import (
     NO_METADATA,
@@ -22,7 +22,7 @@ from scalr_prod.lake.table_files import ROW_GROUP_ROWS, TableFile, remove_table_
 from scalr_prod.lake.time_windows import checked_window, is_table_within, is_window_empty, window_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from datetime import datetime
     from typing import Literal, TypeAlias
 
@@ -140,18 +140,7 @@ class Lake(TableStore):
         import pyarrow as pa
 
         rows = self.dataset(table, version=expected_version)
-
-        def rewritten() -> Iterator[pa.RecordBatch]:
-            for batch in rows.to_batches():
-                columns = [
-                    batch.column(column.name).cast(column.type)
-                    if column.name in batch.schema.names
-                    else pa.nulls(len(batch), column.type)
-                    for column in schema
-                ]
-                yield pa.RecordBatch.from_arrays(columns, schema=schema)
-
-        reader = pa.RecordBatchReader.from_batches(schema, rewritten())
+        reader = pa.RecordBatchReader.from_batches(schema, (cast_batch(batch, schema) for batch in rows.to_batches()))
         self._write(table, reader, key=key, mode="overwrite", schema_mode="overwrite", expected_version=expected_version)
 
     def description(self, table: Table, *, opened: DeltaTable | None = None) -> str:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
         PublicationStatus,
         Run,
         RunState,
-        StateChange,
-        Transition,
     )
     from scalr_prod.ledger.leases import Lease
     from scalr_prod.ledger.run_spec import STAGING_FOLDERS, RunSpec, RunWindow, TranslatorPin, check_run_id, run_folder
@@ -44,8 +42,6 @@ __all__ = [
     "RunSpec",
     "RunState",
     "RunWindow",
-    "StateChange",
-    "Transition",
     "TranslatorPin",
     "check_run_id",
     "run_folder",
@@ -69,8 +65,6 @@ __getattr__ = lazy_exports(
         "RunState": "dto",
         "RunWindow": "run_spec",
         "STAGING_FOLDERS": "run_spec",
-        "StateChange": "dto",
-        "Transition": "dto",
         "TranslatorPin": "run_spec",
         "check_run_id": "run_spec",
         "run_folder": "run_spec",

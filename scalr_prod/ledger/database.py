@@ -7,19 +7,23 @@ import contextlib
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from scalr_prod.core.file_lock import file_lock
 from scalr_prod.core.redaction import redact, redact_url, url_secrets
 from scalr_prod.errors import LedgerError
-from scalr_prod.ledger.migrations import HEAD
+from scalr_prod.ledger.migrations import HEAD, OLDEST
+from scalr_prod.ledger.orm_tables import Base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+
+Row = TypeVar("Row", bound=Base)
 
 logger = logging.getLogger(__name__)
 
@@ -35,20 +39,19 @@ class LedgerDatabase:
 
     Args:
         url: SQLAlchemy URL.
-        has_single_project: Whether rows from before projects had names belong to the project that opens it.
 
     Raises:
-        LedgerError: It cannot be reached, its driver is missing, or a newer version of this package made it.
+        LedgerError: It cannot be reached, its driver is missing, or its schema is newer than this package, or older than 0.1.0.
     """
 
-    def __init__(self, url: str, *, has_single_project: bool) -> None:
+    def __init__(self, url: str) -> None:
         self._url = parse_url(url)
         #: The address without its secrets.
         self.address = redact_url(url)
         self._secrets = url_secrets(url)
         self.engine = self._connect()
         try:
-            self._migrate(has_single_project=has_single_project)
+            self._migrate()
         except BaseException:
             self.engine.dispose()
             raise
@@ -101,32 +104,29 @@ class LedgerDatabase:
             _prepare_sqlite(engine)
         return engine
 
-    def _migrate(self, *, has_single_project: bool) -> None:
+    def _migrate(self) -> None:
         with self._translate_errors():
             if self._schema_version() == HEAD:
                 return
             if self.is_sqlite:
-                self._migrate_sqlite(Path(self._url.database or ""), has_single_project=has_single_project)
+                self._migrate_sqlite(Path(self._url.database or ""))
             else:
                 with self.engine.begin() as connection:
                     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-                    self._upgrade(connection, has_single_project=has_single_project)
+                    self._upgrade(connection)
 
-    def _migrate_sqlite(self, path: Path, *, has_single_project: bool) -> None:
-        from filelock import FileLock, Timeout
-
+    def _migrate_sqlite(self, path: Path) -> None:
+        busy = LedgerError(
+            f"another process has held the migration lock for {_BUSY_TIMEOUT_S} s",
+            where=f"{path}.lock",
+            next_step="wait for the other command to end, then run the command again",
+        )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock", timeout=_BUSY_TIMEOUT_S):
+            with file_lock(Path(f"{path}.lock"), busy, timeout_s=_BUSY_TIMEOUT_S):
                 _enable_wal(self.engine)
                 with self.engine.execution_options(**{_WRITES: True}).begin() as connection:
-                    self._upgrade(connection, has_single_project=has_single_project)
-        except Timeout as error:
-            raise LedgerError(
-                f"another process has held the migration lock for {_BUSY_TIMEOUT_S} s",
-                where=f"{path}.lock",
-                next_step="wait for the other command to end, then run the command again",
-            ) from error
+                    self._upgrade(connection)
         except OSError as error:
             raise LedgerError(
                 f"the ledger's file cannot be created: {error.strerror or error}",
@@ -134,14 +134,15 @@ class LedgerDatabase:
                 next_step="make its folder writable, or name another with [ledger] url",
             ) from error
 
-    def _upgrade(self, connection: sa.Connection, *, has_single_project: bool) -> None:
+    def _upgrade(self, connection: sa.Connection) -> None:
         from scalr_prod.ledger.migrations import upgrade
 
         current = self._schema_version(connection)
         if current == HEAD:
             return
-        logger.info("migrating the ledger from schema %s to %s at %s", current, HEAD, self.address)
-        upgrade(connection, single_project=has_single_project)
+        if current is not None:
+            logger.info("migrating the ledger from schema %s to %s at %s", current, HEAD, self.address)
+        upgrade(connection)
 
     def _schema_version(self, connection: sa.Connection | None = None) -> str | None:
         if connection is None:
@@ -157,6 +158,12 @@ class LedgerDatabase:
                 f"its schema is {version}; this version of the package knows it up to {HEAD}",
                 where=self.address,
                 next_step="upgrade scalr-prod, or name another ledger with [ledger] url",
+            )
+        if version is not None and version < OLDEST:
+            raise LedgerError(
+                f"its schema {version} is of before version 0.1.0; this version of the package knows it from {OLDEST} on",
+                where=self.address,
+                next_step="open it once with scalr-prod 0.1.0, which upgrades it: scalr status; or name another ledger with [ledger] url",
             )
         return version
 
@@ -193,6 +200,18 @@ class LedgerDatabase:
     def _plain_message(self, error: SQLAlchemyError) -> str:
         text = str(error.orig) if isinstance(error, DBAPIError) and error.orig else str(error)
         return " ".join(redact(text, self._secrets).split()) or type(error).__name__
+
+
+def insert_or_get(session: Session, row: Row) -> tuple[Row, bool]:
+    """Insert a row and return it with True; if another process was faster, return its row with False."""
+    kind = type(row)
+    key = sa.inspect(kind).primary_key_from_instance(row)
+    try:
+        with session.begin_nested():
+            session.add(row)
+    except IntegrityError:  # on PostgreSQL; SQLite lets in one writer at a time
+        return session.get_one(kind, tuple(key)), False
+    return row, True
 
 
 def with_psycopg_driver(url: sa.URL) -> sa.URL:

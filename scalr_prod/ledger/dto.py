@@ -70,17 +70,6 @@ class Run(Jsonable):
 
 
 @dataclass(frozen=True)
-class Transition(Jsonable):
-    """A state transition of a run; ``from_state`` is None for the first."""
-
-    run_id: str
-    from_state: RunState | None
-    to_state: RunState
-    at: datetime
-    cause: str
-
-
-@dataclass(frozen=True)
 class StateChange(Jsonable):
     """One entry of the ledger's change log.
 
@@ -148,6 +137,11 @@ class Publication(Jsonable):
     rollback_version: int | None
     canary: Mapping[str, Any] | None = None
     widens: int | None = None
+
+    def is_live_at(self, version: int) -> bool:
+        """Return whether it was committed, and not rolled back, at a version of the view."""
+        made, removed = self.delta_version, self.rollback_version
+        return made is not None and made <= version and (removed is None or removed > version)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Base(DeclarativeBase):
 
 
 class ProjectRow(Base):
-    """A project with runs here. One without a name stands for rows from before projects had names, until a project claims it."""
+    """A project with runs here. Every project has a name; the column of version 0.1.0 is nullable."""
 
     __tablename__ = "projects"
 

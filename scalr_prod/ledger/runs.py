@@ -7,10 +7,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 
 from scalr_prod.errors import LedgerError, RunNotFound, RunOfOtherProject, ScalrError
-from scalr_prod.ledger.dto import ALLOWED_TRANSITIONS, Partition, Run, RunState, Transition, record_from_row
+from scalr_prod.ledger.database import insert_or_get
+from scalr_prod.ledger.dto import ALLOWED_TRANSITIONS, Partition, Run, RunState, record_from_row
 from scalr_prod.ledger.orm_tables import PartitionRow, RunRow
 from scalr_prod.ledger.run_spec import RunSpec, check_run_id
 
@@ -90,29 +90,10 @@ class RunRepository:
         with self._database.write_session() as session:
             return self.move(session, run_id, RunState(state), cause)
 
-    def transitions(self, run_id: str) -> list[Transition]:
-        """List a run's state transitions, oldest first."""
-        with self._database.read_session() as session:
-            self.load_row(session, run_id)
-        return [
-            Transition(
-                run_id,
-                RunState(change.from_state) if change.from_state else None,
-                RunState(change.to_state),
-                change.at,
-                change.cause,
-            )
-            for change in self._changes.find(run_id, subject="run")
-        ]
-
-    def record_partition(self, run_id: str, partition: int, manifest: Mapping[str, Any]) -> None:
-        """Record what a partition's task reported, in place of an earlier report. See `record_partitions`."""
-        self.record_partitions(run_id, [(partition, manifest)])
-
     def record_partitions(
         self, run_id: str, manifests: Iterable[tuple[int, Mapping[str, Any]]], *, partitions: int | None = None
     ) -> None:
-        """Record several partitions in one transaction.
+        """Record what partitions' tasks reported, in place of earlier reports, in one transaction.
 
         Args:
             run_id: The run.
@@ -169,13 +150,10 @@ class RunRepository:
             created_at=now,
             updated_at=now,
         )
-        try:
-            with session.begin_nested():
-                session.add(row)
-        except IntegrityError:  # another driver was faster (PostgreSQL; SQLite lets in one writer at a time)
-            return self.load_row(session, run_id), False
-        self._changes.add(session, "run", run_id, None, RunState.PLANNED.value, cause=cause, run_id=run_id)
-        return row, True
+        row, created = insert_or_get(session, row)
+        if created:
+            self._changes.add(session, "run", run_id, None, RunState.PLANNED.value, cause=cause, run_id=run_id)
+        return row, created
 
     def move(self, session: Session, run_id: str, state: RunState, cause: str) -> Run:
         """Move a run to a state, in an open transaction. See `set_state`."""
@@ -216,8 +194,7 @@ class RunRepository:
         return RunOfOtherProject(
             f"this is a run of {owners}; the settings name project '{self._scope.project.name}'",
             where=self._database.address,
-            next_step=self._scope.claim_hint(others)
-            or "name that project's scalr.toml with --config; list this one's: scalr runs list",
+            next_step="name that project's scalr.toml with --config; list this one's: scalr runs list",
         )
 
     def _to_run(self, row: RunRow, *, created: bool = False) -> Run:

@@ -41,7 +41,7 @@ class Ledger:
 
     def __init__(self, url: str, project: ProjectIdentity) -> None:
         self.project = project
-        self.database = LedgerDatabase(url, has_single_project=project.is_sole_owner)
+        self.database = LedgerDatabase(url)
         try:
             scope = ProjectScope(self.database, project)
         except BaseException:
@@ -59,7 +59,7 @@ class Ledger:
         """Open the project's ledger (``[ledger] url``, or SQLite below home), migrated to the current schema.
 
         Raises:
-            LedgerError: It cannot be reached, its driver is missing, or a newer version of this package made it.
+            LedgerError: It cannot be reached, its driver is missing, or its schema is newer than this package, or older than 0.1.0.
             ProjectsMixed: Home, lake or name belong to another project.
             ForeignFiles: The home holds files that this package did not make.
             LakeError: The home cannot be created or written to.

@@ -92,31 +92,29 @@ class ProjectScope:
             ProjectsMixed: The name, the lake or the home belongs to another project.
         """
         project = self.project
-        rows = list(session.scalars(sa.select(ProjectRow).order_by(ProjectRow.id)))
-        named = {row.name: row for row in rows if row.name is not None}
+        rows = session.scalars(sa.select(ProjectRow).where(ProjectRow.name.is_not(None)).order_by(ProjectRow.id))
+        named = {row.name: row for row in rows}
         known = named.get(project.name)
         if known is not None and not project.is_located_at(known.lake, known.home, known.home_id):
             raise self._moved_error(known)
         former = named.get(project.formerly or "")
         if known is None and former is not None and project.is_located_at(former.lake, former.home, former.home_id):
             known = former
-        if known is None:
-            known = next((row for row in rows if row.name is None and self._claimable(row)), None)
         for row in named.values():
             if row is not known and (row.lake == project.lake or project.is_home(row.home, row.home_id)):
                 raise self._taken_error(row)
         return known
 
     def _update_project(self, session: Session) -> ProjectRow | None:
-        """Update the row of a project that was renamed or moved, or that claims rows without a project."""
+        """Update the row of a project that was renamed or moved."""
         row = self._find_project(session)
         if row is None or not self._differs(row):
             return row
         project = self.project
         logger.info(
-            "the ledger knew project '%s' (lake %s, home %s) as %s (lake %s, home %s)",
+            "the ledger knew project '%s' (lake %s, home %s) as '%s' (lake %s, home %s)",
             *(project.name, project.lake, project.home),
-            *("rows without a project" if row.name is None else f"'{row.name}'", row.lake, row.home),
+            *(row.name, row.lake, row.home),
         )
         row.name, row.lake, row.home, row.home_id = project.name, project.lake, project.home, project.home_id
         return row
@@ -125,27 +123,15 @@ class ProjectScope:
         project = self.project
         return row.name != project.name or row.lake != project.lake or not project.is_home(row.home, row.home_id)
 
-    def _claimable(self, row: ProjectRow) -> bool:
-        """Return whether rows from before projects had names evidently belong to this project."""
-        return self.project.is_sole_owner or (row.home is not None and row.home in {self.project.home, self.project.moved_from})
-
     def other_projects_with(self, session: Session, query: sa.Select[int]) -> Sequence[ProjectRow]:
         """Return the other projects among those that a query of project ids selects."""
         others = sa.select(ProjectRow).where(ProjectRow.id.in_(query), ProjectRow.id != self.project_id(session))
         return session.scalars(others.order_by(ProjectRow.id)).all()
 
     @staticmethod
-    def claim_hint(rows: Sequence[ProjectRow]) -> str | None:
-        """Advice for a moved project whose rows date from before projects had names."""
-        homes = [row.home for row in rows if row.name is None and row.home]
-        return f'if this project was at that home before, set [project] moved_from = "{homes[0]}"' if homes else None
-
-    @staticmethod
     def describe_project(row: ProjectRow) -> str:
         """Name a project and its place for a message."""
-        if row.name is not None:
-            return f"project '{row.name}' (lake {row.lake})"
-        return f"an unnamed project (home {row.home or 'unknown'})"
+        return f"project '{row.name}' (lake {row.lake})"
 
     def _moved_error(self, row: ProjectRow) -> ProjectsMixed:
         project = self.project

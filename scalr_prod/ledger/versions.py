@@ -8,9 +8,9 @@ import re
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 
 from scalr_prod.errors import LedgerError, TrainingSetError, TranslatorNotFound
+from scalr_prod.ledger.database import insert_or_get
 from scalr_prod.ledger.dto import DatasetRecord, DatasetUse, ModelVersion, Promotion, record_from_row
 from scalr_prod.ledger.orm_tables import DatasetRow, DatasetUseRow, ModelVersionRow, PromotionRow
 
@@ -199,20 +199,15 @@ class DatasetRepository:
         with self._database.write_session() as session:
             key = (self._scope.ensure_project_id(session), model, model_version, name, version)
             row = session.get(DatasetUseRow, key)
+            created = False
             if row is None:
                 columns = ("project_id", "model", "model_version", "dataset", "dataset_version")
-                row = DatasetUseRow(**dict(zip(columns, key, strict=True)), created_at=self._database.now(session))
-                try:
-                    with session.begin_nested():
-                        session.add(row)
-                except IntegrityError:  # another process was faster
-                    row = session.get_one(DatasetUseRow, key)
-                else:
-                    self._changes.add(
-                        session, "dataset", f"{name}/{version}", "recorded", "used", cause=f"by {model} {model_version}"
-                    )
-                    return record_from_row(row, DatasetUse, created=True)
-            return record_from_row(row, DatasetUse, created=False)
+                use = DatasetUseRow(**dict(zip(columns, key, strict=True)), created_at=self._database.now(session))
+                row, created = insert_or_get(session, use)
+            if created:
+                cause = f"by {model} {model_version}"
+                self._changes.add(session, "dataset", f"{name}/{version}", "recorded", "used", cause=cause)
+            return record_from_row(row, DatasetUse, created=created)
 
     def uses(self) -> list[DatasetUse]:
         """List the models that were trained on training sets of the project, in order of registration."""
@@ -226,12 +221,8 @@ def _insert_once(session: Session, row: Row, changes: ChangeLog, **identity: str
     kind, primary_key = type(row), (row.project_id, row.name, row.version)
     recorded = session.get(kind, primary_key)
     if recorded is None:
-        try:
-            with session.begin_nested():
-                session.add(row)
-        except IntegrityError:  # another driver was faster
-            recorded = session.get_one(kind, primary_key)
-        else:
+        recorded, created = insert_or_get(session, row)
+        if created:
             subject: ChangeSubject = "model" if kind is ModelVersionRow else "dataset"
             changes.add(session, subject, f"{row.name}/{row.version}", None, "recorded", cause="made")
             return row

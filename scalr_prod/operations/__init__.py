@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from scalr_prod.operations.experiment_power import PowerReport, measure_power
     from scalr_prod.operations.holdout_experiment import ExperimentReport, analyze_experiment
     from scalr_prod.operations.provenance import Explanation, explain_event, explain_rows, read_published_events
-    from scalr_prod.operations.retention import Removal, RetentionReport, apply_retention
+    from scalr_prod.operations.retention import RetentionReport, apply_retention
 
 __all__ = [
     "AffectedModel",
@@ -20,7 +20,6 @@ __all__ = [
     "ExperimentReport",
     "Explanation",
     "PowerReport",
-    "Removal",
     "RetentionReport",
     "analyze_experiment",
     "apply_retention",
@@ -41,7 +40,6 @@ __getattr__ = lazy_exports(
         "ExperimentReport": "holdout_experiment",
         "Explanation": "provenance",
         "PowerReport": "experiment_power",
-        "Removal": "retention",
         "RetentionReport": "retention",
         "analyze_experiment": "holdout_experiment",
         "apply_retention": "retention",

@@ -15,7 +15,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.operations import always_valid
 from scalr_prod.operations.holdout_experiment import MIN_USERS, segment_sql
 from scalr_prod.schemas import EVENT_TIMESTAMP, USER_ID, Table
-from scalr_prod.workspace import open_duckdb, staging_folder
+from scalr_prod.workspace import open_duckdb, staging_folder, timestamp_literal
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -239,7 +239,7 @@ def _read_periods(
     from datetime import timedelta
 
     begin, middle = (latest - timedelta(days=n * period) for n in (2, 1))
-    inside, later = (f"{EVENT_TIMESTAMP} > TIMESTAMPTZ '{moment.isoformat()}'" for moment in (begin, middle))
+    inside, later = (f"{EVENT_TIMESTAMP} > {timestamp_literal(moment)}" for moment in (begin, middle))
     query = f"""
         WITH users AS (SELECT DISTINCT {USER_ID}::VARCHAR AS {USER_ID} FROM events),
         counts AS (

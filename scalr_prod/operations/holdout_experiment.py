@@ -18,7 +18,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
 from scalr_prod.operations import always_valid
 from scalr_prod.schemas import EVENT_TIMESTAMP, USER_ID, Table
-from scalr_prod.workspace import Canary, Holdout, open_duckdb, staging_folder
+from scalr_prod.workspace import Canary, Holdout, open_duckdb, quote_literal, staging_folder, timestamp_literal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -332,7 +332,7 @@ def segment_sql(start: datetime | None, sparse_below: int) -> str:
         sparse_below: Number of real target events below which a user counts as sparse.
     """
     _, sparse, dense = SEGMENTS
-    earlier = "" if start is None else f"WHERE {EVENT_TIMESTAMP} < TIMESTAMPTZ '{start.isoformat()}'"
+    earlier = "" if start is None else f"WHERE {EVENT_TIMESTAMP} < {timestamp_literal(start)}"
     return (
         f"SELECT {USER_ID}::VARCHAR AS {USER_ID}, CASE WHEN count(*) < {sparse_below} THEN '{sparse}' ELSE '{dense}' END AS segment "
         f"FROM target {earlier} GROUP BY {USER_ID}"
@@ -451,7 +451,7 @@ def _write_sides(db: Any, out: Path) -> None:
     file_format = "PARQUET" if out.suffix == ".parquet" else "CSV, HEADER"
     try:
         with atomic_path(out) as unfinished:
-            path = str(unfinished).replace("'", "''")
-            db.execute(f"COPY (SELECT {USER_ID}, side FROM sides ORDER BY {USER_ID}) TO '{path}' (FORMAT {file_format})")
+            sides = f"SELECT {USER_ID}, side FROM sides ORDER BY {USER_ID}"
+            db.execute(f"COPY ({sides}) TO {quote_literal(str(unfinished))} (FORMAT {file_format})")
     except (OSError, duckdb.IOException) as error:
         raise EvaluationError(f"cannot be written: {error}", where=str(out), next_step="choose a writable folder") from error

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         PipelineContext,
         PipelineReport,
         Stage,
-        StageReport,
         StageState,
     )
     from scalr_prod.pipeline.graph import GRAPH
@@ -57,7 +56,6 @@ __all__ = [
     "PipelineReport",
     "Stage",
     "StageHook",
-    "StageReport",
     "StageScope",
     "StageState",
     "describe_rolled_back",
@@ -90,7 +88,6 @@ __getattr__ = lazy_exports(
         "PipelineReport": "context",
         "Stage": "context",
         "StageHook": "hooks",
-        "StageReport": "context",
         "StageScope": "hooks",
         "StageState": "context",
         "describe_rolled_back": "stale_outputs",

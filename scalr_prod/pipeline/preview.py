@@ -105,7 +105,10 @@ def _dry_run(settings: Settings, graph: Iterable[Stage], *, plan: bool = True) -
     found, why = _preview_run(settings) if plan else (None, None)
     if not _has_ledger(settings):
         done = {
-            stage.name: not _needs_ledger(stage.name) and settings.home.is_dir() and stage.is_done(settings) for stage in graph
+            stage.name: "translator" not in {stage.name, *required_stages(stage.name)}  # from there on, stages need the ledger
+            and settings.home.is_dir()
+            and stage.is_done(settings)
+            for stage in graph
         }
         reasons = _changed_logs(settings) if settings.home.is_dir() else {}
         if len(graph) > 1:
@@ -202,25 +205,20 @@ def _has_ledger(settings: Settings) -> bool:
     return url.get_backend_name() != "sqlite" or Path(url.database or "").is_file()
 
 
-def _needs_ledger(name: str) -> bool:
-    return name == "translator" or "translator" in required_stages(name)
-
-
 def _rates(ledger: Ledger, runs: list[Run]) -> dict[str, float]:
     """Seconds per context, by stage: the minimum over runs, since a run may have waited for a person between two stages."""
     found: dict[str, float] = {}
     for run in runs:
         contexts = sum(int(part.manifest.get("contexts", 0)) for part in ledger.runs.partitions(run.run_id))
-        changes = ledger.runs.transitions(run.run_id)
         if not contexts:
             continue
         entered: dict[str, datetime] = {}
-        for change in changes:
+        for change in ledger.changes.find(run.run_id, subject="run"):
             for stage, (before, after) in _TIMED_TRANSITIONS.items():
-                if change.to_state.value == after and change.from_state is not None and change.from_state.value == before:
+                if (change.from_state, change.to_state) == (before, after):
                     rate = (change.at - entered[before]).total_seconds() / contexts
                     found[stage] = min(rate, found.get(stage, rate))
-            entered[change.to_state.value] = change.at
+            entered[change.to_state] = change.at
     return found
 
 

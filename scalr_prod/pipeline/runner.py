@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.core.atomic_io import write_json
+from scalr_prod.core.atomic_io import read_json, write_json
 from scalr_prod.core.logging import log_context
 from scalr_prod.core.memory import peak_memory_mb, release_memory
 from scalr_prod.core.progress import ProgressTracker, heartbeat, heartbeat_interval
@@ -61,12 +60,7 @@ def read_timings(settings: Settings, run_id: str) -> dict[str, dict[str, Any]]:
     """
     from scalr_prod.pipeline.graph import GRAPH
 
-    try:
-        timings: dict[str, dict[str, Any]] = json.loads(
-            (run_folder(settings.home, run_id) / "stages.json").read_text(encoding="utf-8")
-        )
-    except (OSError, ValueError):
-        return {}
+    timings = read_json(run_folder(settings.home, run_id) / "stages.json")
     return {stage.name: timings[stage.name] for stage in GRAPH if stage.name in timings}
 
 

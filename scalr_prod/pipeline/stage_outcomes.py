@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.core.atomic_io import write_json
+from scalr_prod.core.atomic_io import read_json, write_json
 from scalr_prod.workspace import claim_home
 
 if TYPE_CHECKING:
@@ -56,12 +55,12 @@ def record_stage_heartbeat(settings: Settings, stage: str) -> None:
 
 def read_stage_heartbeats(settings: Settings) -> dict[str, float]:
     """Return the last heartbeat of each stage that has begun and not ended, in seconds since the epoch."""
-    return {name: stage["heartbeat"] for name, stage in _read(settings).items() if "heartbeat" in stage}
+    return {name: stage["heartbeat"] for name, stage in read_json(_path(settings)).items() if "heartbeat" in stage}
 
 
 def read_stage_outcomes(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return each stage's latest ``seconds``, ``outcome`` and ``at`` (seconds since the epoch), and ``counts`` by outcome."""
-    return {name: stage for name, stage in _read(settings).items() if "outcome" in stage}
+    return {name: stage for name, stage in read_json(_path(settings)).items() if "outcome" in stage}
 
 
 def has_failed_last(settings: Settings, stage: str) -> bool:
@@ -77,17 +76,9 @@ def _updating(settings: Settings) -> Iterator[dict[str, dict[str, Any]]]:
     claim_home(settings)
     path = _path(settings)
     with FileLock(path.with_name(".stages.lock"), timeout=10):
-        stages = _read(settings)
+        stages = read_json(_path(settings))
         yield stages
         write_json(path, stages)
-
-
-def _read(settings: Settings) -> dict[str, dict[str, Any]]:
-    try:
-        stages: dict[str, dict[str, Any]] = json.loads(_path(settings).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return stages
 
 
 def _path(settings: Settings) -> Path:

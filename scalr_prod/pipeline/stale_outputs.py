@@ -115,7 +115,7 @@ def rolled_back_runs(ledger: Ledger, manifest: Mapping[str, Any]) -> list[str]:
         return []
     start, cutoff = (manifest.get(name) for name in ("start", "cutoff"))
     found, live = ledger.publications.find(), {one.run_id for one in ledger.publications.live()}
-    read = [one for one in found if _is_in_version(one, version)]
+    read = [one for one in found if one.is_live_at(version)]
     return sorted(
         {
             one.run_id
@@ -136,12 +136,6 @@ def describe_rolled_back(runs: Sequence[str]) -> str:
     return f"it contains rows of {', '.join(runs)}, which {verb} rolled back since; build it again: scalr dataset build"
 
 
-def _is_in_version(publication: Publication, version: int) -> bool:
-    """Return whether a version of the feature view lies after the publication and before its rollback."""
-    made, removed = publication.delta_version, publication.rollback_version
-    return made is not None and made <= version and (removed is None or removed > version)
-
-
 def _replaces(later: Publication, former: Publication) -> bool:
     """Return whether a publication has replaced all rows of an earlier one."""
     newer = (later.delta_version or 0) > (former.delta_version or 0)
@@ -152,13 +146,14 @@ def stale_publications(settings: Settings) -> list[tuple[Publication, RunSpec]]:
     """Return the publications in the feature view whose events have been replaced, with their runs, by start of the window."""
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import Ledger
+    from scalr_prod.publication import runs_in_view
 
     lake = Lake.open(settings)
     if not _has_corrections(lake):
         return []
     with Ledger.open(settings) as ledger:
         live = [(publication, ledger.runs.get(publication.run_id).spec) for publication in ledger.publications.live()]
-    in_view = _runs_in_view(lake)
+    in_view = runs_in_view(lake)
     stale = [
         (publication, spec)
         for publication, spec in live
@@ -228,16 +223,6 @@ def _events_of_history(lake: Lake, version: int) -> int:
 
     record = BuildRecord.from_record(dict(lake.commit_records(Table.SOURCE_USER_HISTORY, after=version - 1)).get(version))
     return 0 if record is None else record.version
-
-
-def _runs_in_view(lake: Lake) -> set[str]:
-    import pyarrow.compute as pc
-
-    view = Table.SYNTHETIC_TARGET_EVENTS
-    runs: set[str] = set()
-    for batch in lake.dataset(view).to_batches(columns=["run_id"]):
-        runs.update(pc.unique(batch.column(0)).to_pylist())
-    return runs
 
 
 def _reason(since: datetime) -> str:

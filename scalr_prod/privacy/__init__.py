@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from scalr_prod.privacy.attack_statistics import AttackSuccess
     from scalr_prod.privacy.measurement import (
         PrivacyReport,
         describe_privacy,
@@ -17,12 +16,11 @@ if TYPE_CHECKING:
         privacy_file,
     )
 
-__all__ = ["AttackSuccess", "PrivacyReport", "describe_privacy", "measure_privacy", "measure_run_membership", "privacy_file"]
+__all__ = ["PrivacyReport", "describe_privacy", "measure_privacy", "measure_run_membership", "privacy_file"]
 
 __getattr__ = lazy_exports(
     __name__,
     {
-        "AttackSuccess": "attack_statistics",
         "PrivacyReport": "measurement",
         "describe_privacy": "measurement",
         "measure_privacy": "measurement",

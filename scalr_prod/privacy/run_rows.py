@@ -14,7 +14,7 @@ from scalr_prod.errors import GenerationError
 from scalr_prod.lake import open_project_lake
 from scalr_prod.ledger import run_folder
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, source_item_key_sql
-from scalr_prod.workspace import create_delta_view, escape_glob
+from scalr_prod.workspace import create_delta_view, escape_glob, timestamp_literal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,7 +95,7 @@ def open_run_rows(connection: DuckDBPyConnection, settings: Settings, spec: RunS
     connection.execute(
         f"""CREATE OR REPLACE TEMP VIEW known_target_events AS SELECT {USER_ID}, {ITEM_ID},
                 epoch_us({EVENT_TIMESTAMP}) < {_micros(spec)} AND epoch_us({CREATED_TIMESTAMP}) <= {_micros(spec)} AS trained
-            FROM all_target_events WHERE {CREATED_TIMESTAMP} <= TIMESTAMPTZ '{spec.as_of.isoformat()}'"""
+            FROM all_target_events WHERE {CREATED_TIMESTAMP} <= {timestamp_literal(spec.as_of)}"""
     )
     connection.read_parquet([escape_glob(path) for path in files]).create_view("run_rows", replace=True)
 

@@ -11,7 +11,7 @@ from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import PublicationError
 from scalr_prod.ledger import Ledger
 from scalr_prod.publication.commit import publish_for
-from scalr_prod.publication.regions import published_region
+from scalr_prod.publication.regions import published_region, subtract
 from scalr_prod.publication.rollback import rollback_run
 from scalr_prod.workspace import Canary
 
@@ -147,7 +147,7 @@ def _owned_regions(publication: Publication, later: Sequence[Publication]) -> li
     remaining = [published_region(publication)]
     for other in later:
         if other.start < publication.end and other.end > publication.start:
-            remaining = [rest for region in remaining for rest in region.difference(published_region(other))]
+            remaining = subtract(remaining, published_region(other))
     return remaining
 
 

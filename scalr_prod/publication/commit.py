@@ -8,17 +8,15 @@ log shows whether the commit happened.
 from __future__ import annotations
 
 import logging
-import random
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self
 
 from scalr_prod.core.delta_log import arrow_schema
 from scalr_prod.core.jsonable import Jsonable
-from scalr_prod.errors import CommitFailed, PublicationDisabled, PublicationError
-from scalr_prod.lake import CommitResult, Lake, check_exclusive_commits, open_project_lake, stale_since
+from scalr_prod.errors import PublicationDisabled, PublicationError
+from scalr_prod.lake import CommitResult, Lake, check_exclusive_commits, open_project_lake, retry_on_new_version, stale_since
 from scalr_prod.ledger import PublicationStatus, RunState
 from scalr_prod.publication.accepted_rows import (
     accepted_files,
@@ -32,7 +30,7 @@ from scalr_prod.schemas import SOURCE_COLUMNS, Table
 from scalr_prod.workspace import Canary, ensure_consent_not_withdrawn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -42,14 +40,10 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import Lease, Ledger, Publication, RunSpec
 
 
-Outcome = TypeVar("Outcome")
-
 logger = logging.getLogger(__name__)
 
 _VIEW: Final = Table.SYNTHETIC_TARGET_EVENTS
 _PUBLISHABLE: Final = frozenset({RunState.VALIDATED, RunState.PUBLISHED, RunState.ROLLED_BACK})
-#: Maximum attempts of one commit against other publishers; each failure means that another one succeeded.
-_ATTEMPTS: Final = 50
 _LEASE_WAIT_S: Final = 90.0
 
 
@@ -297,7 +291,7 @@ def _commit_run(settings: Settings, run: RunInView, canary: Canary | None, live:
         )
         return intent, commit
 
-    intent, commit = retry_on_conflict(run.lake, run.view, attempt)
+    intent, commit = retry_on_new_version(run.lake, _VIEW, attempt, opened=run.view)
     replaced = ", ".join(f"{count} of {name}" for name, count in sorted(intent.replaced.items())) or "nothing"
     audience = "" if canary is None else f" of {100 * canary.share:.3g} % of users"
     confirmed = run.ledger.publications.confirm(
@@ -332,21 +326,6 @@ def _ensure_not_stale(lake: Lake, spec: RunSpec) -> None:
             where=lake.root,
             next_step="generate a run from the current events: scalr run",
         ).add_context(run_id=spec.run_id)
-
-
-def retry_on_conflict(lake: Lake, view: DeltaTable, attempt: Callable[[int], Outcome]) -> Outcome:
-    """Retry a commit on the view's current version, to which ``view`` is moved, after a conflict with another writer."""
-    tried = 0
-    while True:
-        tried += 1
-        version = lake.open_current(_VIEW, view).version()
-        try:
-            return attempt(version)
-        except CommitFailed:
-            # The view has not changed: it was no conflict, and another attempt would not help.
-            if tried == _ATTEMPTS or lake.open_current(_VIEW, view).version() == version:
-                raise
-            time.sleep(random.uniform(0.0, 0.02 * tried))  # noqa: S311 - jitter, not a secret
 
 
 def update_online_store(settings: Settings) -> bool:

@@ -65,8 +65,8 @@ def runs_with_provenance(lake: Lake) -> set[str]:
     return _runs(lake, _PROVENANCE) if lake.exists(_PROVENANCE) else set()
 
 
-def runs_in_view(lake: Lake, version: int) -> set[str]:
-    """Return the runs that have rows in a version of the feature view."""
+def runs_in_view(lake: Lake, version: int | None = None) -> set[str]:
+    """Return the runs that have rows in a version of the feature view; default: the current one."""
     return _runs(lake, _VIEW, version=version)
 
 

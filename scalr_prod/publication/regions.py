@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from scalr_prod.core.delta_log import files_dataset
+from scalr_prod.core.delta_log import cast_batch, files_dataset
 from scalr_prod.lake import files_in_window
 from scalr_prod.schemas import EVENT_TIMESTAMP, USER_ID, Table
 from scalr_prod.workspace import Canary
@@ -95,27 +95,23 @@ def published_region(publication: Publication) -> ViewRegion:
     return ViewRegion(publication.start, publication.end, frozenset() if canary is None else frozenset({canary}))
 
 
+def subtract(regions: Sequence[ViewRegion], other: ViewRegion) -> list[ViewRegion]:
+    """Return the rest of each region without another one."""
+    return [rest for region in regions for rest in region.difference(other)]
+
+
 def stream_rows(lake: Lake, selections: Sequence[RegionRows], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Yield the rows of regions, one after the other, with the columns that the table has now.
 
     The tables are opened by this call, not when the first batch is read, because Delta's writer cannot open a table while it consumes the
     stream.
     """
-    import pyarrow as pa
-
     opened = [(lake.dataset(_VIEW, version=selection.version), selection) for selection in selections]
 
     def batches() -> Iterator[pa.RecordBatch]:
         for dataset, selection in opened:
             for batch in dataset.to_batches(filter=_region_filter(selection), **REWRITE_SCAN_OPTIONS):
-                rows = _filter_users(batch, selection.region)
-                columns = [  # an older version's table may lack a column
-                    rows.column(field.name).cast(field.type)
-                    if field.name in rows.schema.names
-                    else pa.nulls(len(rows), field.type)
-                    for field in schema
-                ]
-                yield pa.RecordBatch.from_arrays(columns, schema=schema)
+                yield cast_batch(_filter_users(batch, selection.region), schema)
 
     return batches()
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 from scalr_prod.core.delta_log import arrow_schema
 from scalr_prod.errors import LakeError, PublicationError
-from scalr_prod.lake import CommitResult, stale_since, window_sql
+from scalr_prod.lake import CommitResult, retry_on_new_version, stale_since, window_sql
 from scalr_prod.ledger import PublicationStatus
-from scalr_prod.publication.commit import PublicationReport, open_run, retry_on_conflict, update_online_store
-from scalr_prod.publication.regions import RegionRows, ViewRegion, count_rows_by_run, published_region, stream_rows
+from scalr_prod.publication.commit import PublicationReport, open_run, update_online_store
+from scalr_prod.publication.regions import RegionRows, ViewRegion, count_rows_by_run, published_region, stream_rows, subtract
 from scalr_prod.schemas import Table
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _remove_run(run: RunInView, last: Publication) -> PublicationReport:
         reader = plan.to_reader(arrow_schema(view))
         return lake.replace_where(_VIEW, reader, plan.predicate, key=key, expected_version=version, opened=view)
 
-    commit = retry_on_conflict(lake, view, attempt)
+    commit = retry_on_new_version(lake, _VIEW, attempt, opened=view)
     if recovered:  # an earlier call removed them and exited before recording it
         rows, others = (
             count_rows_by_run(lake, region, version=commit.version - 1) for region in (window, published_region(last))
@@ -215,8 +215,8 @@ def _owned_regions(publication: Publication, published: Sequence[Publication], v
     """Return the regions of a publication that no later one had replaced at a version of the view."""
     regions = [published_region(publication)]
     for later in published:
-        if (later.delta_version or 0) > (publication.delta_version or 0) and _is_live_at(later, version):
-            regions = [rest for region in regions for rest in region.difference(published_region(later))]
+        if (later.delta_version or 0) > (publication.delta_version or 0) and later.is_live_at(version):
+            regions = subtract(regions, published_region(later))
     return regions
 
 
@@ -224,12 +224,12 @@ def _rows_before(
     region: ViewRegion, publication: Publication, published: Sequence[Publication], excluded: set[str]
 ) -> Iterator[RegionRows]:
     """Yield the rows of a region before a publication, without the runs in ``excluded``."""
-    earlier = [other for other in published if _is_live_at(other, publication.base_version)]
+    earlier = [other for other in published if other.is_live_at(publication.base_version)]
     rest = [region]
     for other in sorted(earlier, key=lambda other: other.delta_version or 0, reverse=True):
         covered = published_region(other)
         shared = [overlap for left in rest if (overlap := left.intersection(covered))]
-        rest = [left for remaining in rest for left in remaining.difference(covered)]
+        rest = subtract(rest, covered)
         for overlap in shared:
             if other.run_id in excluded:
                 yield from _rows_before(overlap, other, published, excluded)
@@ -243,15 +243,8 @@ def _rows_of_other_users(
     """Return the rows of other users in the windows of a publication's regions: they stay."""
     other_regions = [ViewRegion(*window) for window in windows]
     for region in own_regions:
-        other_regions = [rest for remaining in other_regions for rest in remaining.difference(region)]
+        other_regions = subtract(other_regions, region)
     row_runs = [
         (region, sorted(count_rows_by_run(lake, region, version=version).keys() - {last.run_id})) for region in other_regions
     ]
     return [RegionRows(version, region, runs) for region, runs in row_runs if runs]
-
-
-def _is_live_at(publication: Publication, version: int) -> bool:
-    """Return whether a publication was committed, and not rolled back, at a version of the view."""
-    return (publication.delta_version or 0) <= version and (
-        publication.rollback_version is None or publication.rollback_version > version
-    )

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import PublicationError
-from scalr_prod.lake import open_project_lake
+from scalr_prod.lake import open_project_lake, retry_on_new_version
 from scalr_prod.ledger import Ledger, RunState
 from scalr_prod.publication.canary import list_canaries
-from scalr_prod.publication.commit import retry_on_conflict, update_online_store
+from scalr_prod.publication.commit import update_online_store
 from scalr_prod.schemas import Table
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def disable_publication(settings: Settings) -> ToggleReport:
             return False
         return lake.hide_rows(_VIEW, key=_commit_key("disable"), expected_version=version).written
 
-    changed = retry_on_conflict(lake, view, attempt)
+    changed = retry_on_new_version(lake, _VIEW, attempt, opened=view)
     report = _finish(settings, lake, changed=changed)
     if report.rows is None:
         logger.warning("files of the hidden rows are lost: put them back from a copy before scalr publication enable")
@@ -110,7 +110,7 @@ def enable_publication(settings: Settings) -> ToggleReport:
             )
         return lake.restore_rows(_VIEW, aside, key=_commit_key("enable"), expected_version=version).written
 
-    changed = retry_on_conflict(lake, view, attempt)
+    changed = retry_on_new_version(lake, _VIEW, attempt, opened=view)
     return _finish(settings, lake, changed=changed)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scalr_prod.quality.rule_protocol import AuditedRun, FigureRule, GateRule, RowRule
     from scalr_prod.quality.suites import write_suite
     from scalr_prod.quality.training_set import row_rules_digest, validate_training_set
-    from scalr_prod.quality.verdict import RuleResult, Verdict
+    from scalr_prod.quality.verdict import Verdict
 
 __all__ = [
     "MIN_USERS",
@@ -32,7 +32,6 @@ __all__ = [
     "GateRule",
     "RowRule",
     "RuleOutcome",
-    "RuleResult",
     "Verdict",
     "check_dataset",
     "export_contract",
@@ -59,7 +58,6 @@ __getattr__ = lazy_exports(
         "MIN_USERS": "information",
         "RowRule": "rule_protocol",
         "RuleOutcome": "gate_report",
-        "RuleResult": "verdict",
         "Verdict": "verdict",
         "check_dataset": "dataset_check",
         "export_contract": "contract_export",

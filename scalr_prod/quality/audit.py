@@ -7,10 +7,11 @@ import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from scalr_prod.generation import has_one_context_per_user
 from scalr_prod.quality.audit_tasks import ITEM_EVENTS, audit_candidates
 from scalr_prod.quality.row_verdicts import RowVerdicts
 from scalr_prod.quality.rule_set import unusable_rule_error
-from scalr_prod.quality.rules import EVENT_COLUMNS, has_one_context_per_user
+from scalr_prod.quality.rules import EVENT_COLUMNS
 from scalr_prod.quality.sample_size import ROWS_PER_USER, max_bad_rows_by_chance
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.workspace import open_duckdb, staging_folder

@@ -28,10 +28,18 @@ from scalr_prod.quality.partition_audit import (
     audit_partition,
     create_rule_views,
 )
-from scalr_prod.quality.rules import EVENT_COLUMNS, timestamp_literal
+from scalr_prod.quality.rules import EVENT_COLUMNS
 from scalr_prod.quality.user_partitions import COLUMNS, RUN_USERS, TABLES, CandidatePart, EventPart, RegroupJob, regroup_by_user
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
-from scalr_prod.workspace import ConsentState, create_delta_view, escape_glob, not_held_out_sql, quote_literal, read_parquet_sql
+from scalr_prod.workspace import (
+    ConsentState,
+    create_delta_view,
+    escape_glob,
+    not_held_out_sql,
+    quote_literal,
+    read_parquet_sql,
+    timestamp_literal,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -118,9 +118,7 @@ def _place(settings: Settings | None, folder: str | Path | None) -> Iterator[tup
         return
     home = Path(folder or _FOLDER).absolute()
     with translate_disk_errors(home):
-        claim_directory(
-            home, "quality", setting="--docs", names=("gx", "data_docs", "staging"), made_by_older_version=lambda _: False
-        )
+        claim_directory(home, "quality", setting="--docs", names=("gx", "data_docs", "staging"))
         with temporary_folder(home / "staging", "quality-") as staging:
             yield home, staging
 

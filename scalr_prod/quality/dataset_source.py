@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import EmptyInput, FeatureStoreError, ScalrError, UnreadableInput
-from scalr_prod.workspace import escape_glob
+from scalr_prod.workspace import escape_glob, quote_literal
 
 if TYPE_CHECKING:
     from scalr_prod.config import Settings
@@ -165,7 +165,7 @@ def _files(location: str) -> str:
         files = list(Path(path.anchor).glob(location.removeprefix(path.anchor)))
     if not files:
         raise UnreadableInput("there is no Parquet file", where=location, next_step=_NEXT)
-    return "[" + ", ".join("'" + escape_glob(file).replace("'", "''") + "'" for file in sorted(files)) + "]"
+    return f"[{', '.join(quote_literal(escape_glob(file)) for file in sorted(files))}]"
 
 
 def _table(kind: str, location: str, settings: Settings | None) -> DatasetSource:

@@ -8,7 +8,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from scalr_prod.core.atomic_io import write_json
+from scalr_prod.core.atomic_io import read_json, write_json
 from scalr_prod.core.hashing import file_sha256
 from scalr_prod.core.progress import track
 from scalr_prod.errors import GenerationError, LedgerError, QualityGateFailed
@@ -170,9 +170,8 @@ def _audit(
     reference: Publication | None,
 ) -> GateReport:
     quality = settings.quality
-    generation = _generation_settings(settings, spec)
+    generation = settings.generation.model_dump() | dict(spec.settings.get("generation", {}))  # those of the run
     lake = open_project_lake(settings)
-    lake.require_column(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
     schema = candidate_schema(lake)
     with open_gx_session(settings) as inspector:
         shape = validate_columns(
@@ -248,11 +247,6 @@ def _audit(
     )
 
 
-def _generation_settings(settings: Settings, spec: RunSpec) -> dict[str, Any]:
-    """Return the generation settings of the run: those of its spec, not the current ones."""
-    return settings.generation.model_dump() | dict(spec.settings.get("generation", {}))
-
-
 def _rows(files: Sequence[Path]) -> int:
     import pyarrow.parquet as pq
 
@@ -260,10 +254,7 @@ def _rows(files: Sequence[Path]) -> int:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    content = read_json(path)
     return content if {"inputs", "report"} <= content.keys() else None
 
 

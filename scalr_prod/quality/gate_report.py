@@ -89,11 +89,6 @@ class GateReport(Jsonable):
         """The expectations that did not hold."""
         return [rule for rule in self.rules if rule.success is False]
 
-    @property
-    def not_judged(self) -> list[RuleOutcome]:
-        """The expectations that were not judged."""
-        return [rule for rule in self.rules if rule.success is None]
-
     @classmethod
     def from_json(cls, content: Mapping[str, Any], *, repeated: bool = False) -> Self:
         """Read the output of `to_json`."""

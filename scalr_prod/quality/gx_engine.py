@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from scalr_prod.core.file_lock import file_lock
 from scalr_prod.errors import QualityError
 from scalr_prod.workspace import claim_home, staging_folder
 
@@ -138,8 +139,6 @@ def open_data_context(folder: Path) -> Iterator[tuple[Any, str]]:
     """
     # Set before the import, or the library sends usage events.
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    from filelock import FileLock, Timeout
-
     # It logs 200 INFO lines about what it does not register, which schedulers would show.
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
     with warnings.catch_warnings():  # deprecated imports inside the library
@@ -169,19 +168,13 @@ def open_data_context(folder: Path) -> Iterator[tuple[Any, str]]:
         analytics_enabled=False,
         progress_bars={"globally": False},
     )
-    lock = FileLock(root / ".lock", timeout=_LOCK_TIMEOUT_S)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise QualityError(
-            f"another audit has been writing to the data docs for over {_LOCK_TIMEOUT_S} s",
-            where=str(root / ".lock"),
-            next_step="wait for it to finish, then run the command again",
-        ) from error
-    try:
+    busy = QualityError(
+        f"another audit has been writing to the data docs for over {_LOCK_TIMEOUT_S} s",
+        where=str(root / ".lock"),
+        next_step="wait for it to finish, then run the command again",
+    )
+    with file_lock(root / ".lock", busy, timeout_s=_LOCK_TIMEOUT_S):
         yield gx.get_context(mode="ephemeral", project_config=config), str(docs / "index.html")
-    finally:
-        lock.release()
 
 
 def validate_table(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.core.delta_log import file_time_bounds, files_dataset
 from scalr_prod.core.timestamps import micros_to_datetime, to_micros
 from scalr_prod.quality.audit import ACCEPTED_EVENTS
-from scalr_prod.quality.rules import timestamp_literal
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.workspace import timestamp_literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import TranslatorNotFound
 from scalr_prod.quality.rule_protocol import FigureRule, RowRule
-from scalr_prod.quality.rules import timestamp_literal
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from scalr_prod.workspace import timestamp_literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

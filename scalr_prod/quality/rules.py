@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scalr_prod.generation import has_one_context_per_user
 from scalr_prod.quality.rule_protocol import FigureRule, RowRule
 from scalr_prod.quality.sample_size import (
     MIN_USERS_FOR_ITEMS,
@@ -17,11 +18,9 @@ from scalr_prod.quality.sample_size import (
     min_users_for_excess,
 )
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
-from scalr_prod.workspace import not_held_out_sql
+from scalr_prod.workspace import not_held_out_sql, timestamp_literal
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from scalr_prod.ledger import RunSpec
     from scalr_prod.quality.rule_protocol import AuditedRun
 
@@ -108,11 +107,6 @@ class RowRules:
             ),
             RowRule("run_id_matches", f"run_id is {spec.run_id}", f"c.run_id = '{spec.run_id}'"),
         ]
-
-
-def has_one_context_per_user(spec: RunSpec) -> bool:
-    """Whether the run translates each user once, at the window's end, instead of every source event."""
-    return bool(spec.settings["generation"].get("contexts") == "users")
 
 
 def _at_the_source_event(spec: RunSpec) -> RowRule:
@@ -232,8 +226,3 @@ class RunRules:
 
 def _text(name: str) -> str:
     return f"'{name}'"
-
-
-def timestamp_literal(moment: datetime) -> str:
-    """Return a datetime as a DuckDB literal."""
-    return f"TIMESTAMPTZ '{moment.isoformat()}'"

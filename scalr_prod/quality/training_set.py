@@ -15,7 +15,7 @@ from scalr_prod.quality.gx_inspections import validate_columns, validate_figures
 from scalr_prod.quality.row_verdicts import write_verdicts
 from scalr_prod.quality.rule_protocol import FigureRule, RowRule
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, PROVENANCE_COLUMNS, SPLIT, TRAIN, USER_ID
-from scalr_prod.workspace import escape_glob, open_duckdb, staging_folder
+from scalr_prod.workspace import escape_glob, open_duckdb, staging_folder, timestamp_literal
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -259,4 +259,4 @@ def _figure_rules(manifest: Mapping[str, Any]) -> list[FigureRule]:
 def _at(moment: str) -> str:
     from datetime import datetime
 
-    return f"TIMESTAMPTZ '{datetime.fromisoformat(moment).isoformat()}'"
+    return timestamp_literal(datetime.fromisoformat(moment))

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 
 _SAMPLED_USERS: Final = 12
-_HISTORY_LENGTH: Final = 5
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from scalr_prod.serving.install.environment import require_environment
     from scalr_prod.serving.install.installer import install_serving, plan_serving
     from scalr_prod.serving.install.virtualenvs import Torch
-    from scalr_prod.serving.local_server.process import ServerStatus, start_triton, stop_triton, triton_status
+    from scalr_prod.serving.local_server.process import start_triton, stop_triton, triton_status
     from scalr_prod.serving.local_server.session import ensure_serving, stop_unused_server
     from scalr_prod.serving.local_server.watchdog import serve_with_watchdog
     from scalr_prod.serving.model_repository import model_folder
@@ -30,7 +30,6 @@ __all__ = [
     "PromotionDecision",
     "PromotionReport",
     "Scorer",
-    "ServerStatus",
     "Torch",
     "ensure_serving",
     "install_serving",
@@ -60,7 +59,6 @@ __getattr__ = lazy_exports(
         "PromotionDecision": "promotion",
         "PromotionReport": "promotion",
         "Scorer": "client",
-        "ServerStatus": "local_server.process",
         "Torch": "install.virtualenvs",
         "ensure_serving": "local_server.session",
         "install_serving": "install.installer",

@@ -141,19 +141,11 @@ def _claim_model_folder(settings: Settings) -> None:
     folder = model_folder(settings)
     created = [path for path in (folder.parent, folder) if not path.exists()]
     try:
-        claim_directory(folder, "model", setting=setting, names=None, made_by_older_version=_is_older_model_folder)
+        claim_directory(folder, "model", setting=setting, names=None)
         bind_to_project(settings, folder, setting)
         _share(settings, *created)
     except OSError as error:
         raise _unwritable_error(settings, error) from error
-
-
-def _is_older_model_folder(folder: Path) -> bool:
-    """Return whether the folder is an unmarked model folder of an older version, by its configuration or first version."""
-    config = folder / "config.pbtxt"
-    if not config.is_file():
-        return any((version.parent / "model.py").is_file() for version in folder.glob("[0-9]*/manifest.json"))
-    return config.read_text(encoding="utf-8", errors="replace").startswith(_CONFIG_HEADER)
 
 
 def _has_same_content(left: Path, right: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import ServingError
 from scalr_prod.ledger import Ledger
-from scalr_prod.serving.local_server.session import serve_version
+from scalr_prod.serving.local_server.session import ensure_serving
 from scalr_prod.serving.model_control import loaded_versions
 from scalr_prod.serving.promotion_stack import PROMOTE_CAUSE, ROLLBACK_CAUSE, promoted_versions, served_version, versions_in_use
 from scalr_prod.translator import resolve_version
@@ -73,7 +73,7 @@ def rollback(settings: Settings) -> PromotionReport:
 def _switch_version(settings: Settings, version: int, *, cause: str) -> PromotionReport:
     started = time.perf_counter()
     former = served_version(settings)
-    with serve_version(settings, version, also_loaded=versions_in_use(settings)):
+    with ensure_serving(settings, version, also_loaded=versions_in_use(settings)):
         loaded = loaded_versions(settings) if settings.serving.scorer == "triton" else []
         with Ledger.open(settings) as ledger:
             ledger.models.promote(version, cause=cause)

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.training_set.input_changes import InputChanges, InputTables
     from scalr_prod.training_set.label_window import LabelWindow
-    from scalr_prod.training_set.periods import Period
     from scalr_prod.training_set.previous_version import PreviousVersion
 
 
@@ -116,7 +115,8 @@ def assemble_partitions(
         reused = {name: previous.manifest["files"][name] for part in unchanged.values() for name in part.files}
         hardlink_files(reused, previous.folder, version)
     parts = sorted(
-        [*unchanged.values(), *(DatasetPartition(period, found[period], files[period]) for period in wanted)], key=_start
+        [*unchanged.values(), *(DatasetPartition(period, found[period], files[period]) for period in wanted)],
+        key=lambda part: part.period,
     )
     _log_reuse(settings.training_set.name, previous, changes, parts, len(unchanged), tables)
     return AssembledVersion(parts, reused, previous, shape)
@@ -137,10 +137,6 @@ def _shape(inputs: Mapping[str, Any], tables: InputTables) -> str:
         "pyarrow": pa.__version__,
     } | {name: inputs["settings"][name] for name in ("canary", "splits") if name in inputs["settings"]}
     return compute_fingerprint(common)
-
-
-def _start(part: DatasetPartition) -> Period:
-    return part.period
 
 
 def _log_reuse(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.commit_events import emit_commit
 from scalr_prod.core.delta_log import UNBOUNDED, files_dataset, files_in_time_range, version_fingerprint
+from scalr_prod.core.file_lock import file_lock
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.timestamps import micros_to_datetime, to_micros
 from scalr_prod.errors import TrainingSetBusy, TrainingSetError
@@ -128,19 +129,15 @@ def build_training_set(settings: Settings, *, progress: bool = False) -> Trainin
         QualityGateFailed: The quality gate rejected the training set; nothing was kept.
         FeatureStoreError: An external feature is missing, or cannot be joined; nothing was done.
     """
-    from filelock import FileLock, Timeout
-
     home = settings.home / "datasets" / settings.training_set.name
     home.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(home / ".lock", timeout=_LOCK_TIMEOUT_S):
-            return _build(settings, home, progress=progress)
-    except Timeout as error:
-        raise TrainingSetBusy(
-            f"another build has held the lock for {_LOCK_TIMEOUT_S} s",
-            where=str(home / ".lock"),
-            next_step="wait for the other command to finish, then run the command again",
-        ) from error
+    busy = TrainingSetBusy(
+        f"another build has held the lock for {_LOCK_TIMEOUT_S} s",
+        where=str(home / ".lock"),
+        next_step="wait for the other command to finish, then run the command again",
+    )
+    with file_lock(home / ".lock", busy, timeout_s=_LOCK_TIMEOUT_S):
+        return _build(settings, home, progress=progress)
 
 
 def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetReport:
@@ -301,8 +298,6 @@ def _read_inputs(settings: Settings, lake: Lake) -> _BuildInputs:
                 where="[training_set] splits",
                 next_step="choose times within start and cutoff (default: the data's end)",
             )
-    synthetic = Table.SYNTHETIC_TARGET_EVENTS
-    lake.require_column(synthetic, "source_domain", opened=opened[synthetic])
     states = {table.value: version_fingerprint(opened[table]) for table in tables}
     holdout, canary = Holdout.from_settings(settings), Canary.from_settings(settings)
     window = LabelWindow(start, cutoff, splits)

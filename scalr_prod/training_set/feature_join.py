@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.errors import TrainingSetError
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.training_set.spine import KEYS
 
@@ -36,8 +35,7 @@ def join_features(
         connection: An open DuckDB connection whose database runs the join; default: a new one.
 
     Raises:
-        TrainingSetError: The join returned other rows than requested.
-        FeatureStoreError: A table cannot be read.
+        FeatureStoreError: A table cannot be read, or the join returned other rows than requested.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -49,15 +47,6 @@ def join_features(
     before = pc.subtract(rows.column(EVENT_TIMESTAMP).cast(pa.int64()), 1).cast(stamp)
     spine = pa.table([rows.column(USER_ID), rows.column(ITEM_ID), before], names=list(KEYS))
     found = join_point_in_time(store, spine, references, connection=connection)
-    same = found.num_rows == spine.num_rows and all(
-        found.column(key).cast(spine.schema.field(key).type).equals(spine.column(key)) for key in KEYS
-    )
-    if not same:
-        raise TrainingSetError(
-            f"the point-in-time join gave {found.num_rows} rows for {spine.num_rows}, or gave them in another order",
-            where="feature_store.yaml",
-            next_step="check that feature_store.yaml names the offline store of scalr_prod",
-        )
     features = [(field, found.column(field.name)) for field in found.schema if field.name not in KEYS]
     if external is not None:
         joined = external(spine, connection)

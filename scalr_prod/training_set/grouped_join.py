@@ -21,7 +21,7 @@ from scalr_prod.features import references_by_key
 from scalr_prod.schemas import USER_ID
 from scalr_prod.training_set.feature_join import join_features
 from scalr_prod.training_set.spine import KEYS
-from scalr_prod.workspace import escape_glob
+from scalr_prod.workspace import parquet_sql
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -168,13 +168,9 @@ def _range_bounds(
     connection: DuckDBPyConnection, spine: Path, spans: Sequence[tuple[int, int]], key: str, limit: int
 ) -> list[Any]:
     """Return the first key of each range but the first: ranges of consecutive users (or items), each small enough for one join."""
-    path, wanted = (
-        escape_glob(spine).replace("'", "''"),
-        " OR ".join(f"file_row_number >= {start} AND file_row_number < {end}" for start, end in spans),
-    )
-    connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE counted AS SELECT {key}, count(*) AS rows FROM read_parquet('{path}') WHERE {wanted} GROUP BY {key}"
-    )
+    wanted = " OR ".join(f"file_row_number >= {start} AND file_row_number < {end}" for start, end in spans)
+    counted = f"SELECT {key}, count(*) AS rows FROM {parquet_sql(spine)} WHERE {wanted} GROUP BY {key}"
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE counted AS {counted}")
     rows, most = connection.execute("SELECT sum(rows), max(rows) FROM counted").fetchall()[0]
     # Keys are not split, so a range may exceed the target by the rows of its last key.
     ranges = rows // max(limit - most, limit // 2) + 1

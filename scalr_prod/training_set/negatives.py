@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.core.hashing import hash_bucket_sql
+from scalr_prod.core.hashing import hash_bucket_sql, splitmix64
 from scalr_prod.core.partitioned import iter_partition_tables
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
-from scalr_prod.workspace import escape_glob
+from scalr_prod.workspace import parquet_sql
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,9 +89,7 @@ def stage_negatives(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    connection.execute(
-        f"CREATE TEMP VIEW real_events AS SELECT * FROM read_parquet('{escape_glob(real).replace(chr(39), chr(39) * 2)}')"
-    )
+    connection.execute(f"CREATE TEMP VIEW real_events AS FROM {parquet_sql(real)}")
     connection.execute(f"""
         CREATE TEMP TABLE item_codes AS
         SELECT {ITEM_ID}, seen, (row_number() OVER (ORDER BY seen, {ITEM_ID}) - 1)::INTEGER AS code
@@ -241,16 +239,8 @@ def _uniform(keys: NDArray[np.uint64], slots: NDArray[np.uint64], number: int, s
     """Return uniform numbers in [0, 1): splitmix64 over the event's key, the draw and the seed (Steele et al., 2014)."""
     salt = np.uint64((seed * 0x9E3779B97F4A7C15 + number * 0xD1B54A32D192ED03) % 2**64)
     with np.errstate(over="ignore"):
-        mixed = _mix(_mix(keys ^ salt) + slots * np.uint64(0x9E3779B97F4A7C15))
+        mixed = splitmix64(splitmix64(keys ^ salt) + slots * np.uint64(0x9E3779B97F4A7C15))
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    with np.errstate(over="ignore"):
-        value = value + np.uint64(0x9E3779B97F4A7C15)
-        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return value ^ (value >> np.uint64(31))
 
 
 def _pool(connection: DuckDBPyConnection, *, popularity: bool) -> NegativePool:

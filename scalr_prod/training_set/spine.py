@@ -22,7 +22,7 @@ from scalr_prod.training_set.periods import DAY_US, Period, utc_day
 from scalr_prod.training_set.previous_version import PartitionStatistics
 from scalr_prod.training_set.regroup import GroupedArrowFile
 from scalr_prod.training_set.splits import keep_known_by_split_end, split_sql
-from scalr_prod.workspace import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout, escape_glob
+from scalr_prod.workspace import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout, parquet_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -209,7 +209,7 @@ def _labelled(
         sparse_below, end = segments
         connection.execute(f"""
             CREATE TEMP TABLE counts AS SELECT {USER_ID}, count(*) AS real_events
-            FROM {_scan(real)} WHERE epoch_us({EVENT_TIMESTAMP}) < {end} GROUP BY {USER_ID}""")
+            FROM {parquet_sql(real)} WHERE epoch_us({EVENT_TIMESTAMP}) < {end} GROUP BY {USER_ID}""")
         counts_join, multiplier = (
             f"LEFT JOIN counts USING ({USER_ID})",
             _by_segment(multipliers, sparse_below),
@@ -219,12 +219,12 @@ def _labelled(
     query = f"""
         SELECT {keys}, 1::TINYINT AS label, weight::FLOAT AS weight, false AS is_synthetic,
             NULL::VARCHAR AS run_id, NULL::VARCHAR AS source_domain, true AS {_WANTED}
-        FROM {_scan(real)} WHERE {here}
+        FROM {parquet_sql(real)} WHERE {here}
         UNION ALL
         SELECT {keys}, 1::TINYINT, (weight * {multiplier})::FLOAT, true, run_id, source_domain, {multiplier} > 0 AND {treated}
-        FROM {_scan(synthetic)} {counts_join} WHERE {here}
+        FROM {parquet_sql(synthetic)} {counts_join} WHERE {here}
         UNION ALL
-        SELECT {keys}, label, weight, is_synthetic, run_id, source_domain, true FROM {_scan(negative)} WHERE {here}"""
+        SELECT {keys}, label, weight, is_synthetic, run_id, source_domain, true FROM {parquet_sql(negative)} WHERE {here}"""
     yield from _iter_tables(connection.sql(query), _REGROUPED_ROWS)
 
 
@@ -263,13 +263,13 @@ def _day_statistics(connection: DuckDBPyConnection, path: Path) -> dict[Period, 
     query = f"""
         SELECT {time} - ({time} % {DAY_US} + {DAY_US}) % {DAY_US} AS day, count(*), count(*) FILTER (label = 1 AND NOT is_synthetic),
             count(*) FILTER (is_synthetic), min({time}), max({time}), sum(md5_number_lower({text})::HUGEINT) % {2**64}
-        FROM {_scan(path)} GROUP BY day ORDER BY day"""
+        FROM {parquet_sql(path)} GROUP BY day ORDER BY day"""
     return {utc_day(day): PartitionStatistics(*map(int, statistics)) for day, *statistics in connection.sql(query).fetchall()}
 
 
 def _rows_before(connection: DuckDBPyConnection, path: Path, times: Iterable[datetime]) -> list[int]:
     """Count the rows before each time."""
-    query = f"SELECT count(*) FROM {_scan(path)} WHERE epoch_us({EVENT_TIMESTAMP}) < "
+    query = f"SELECT count(*) FROM {parquet_sql(path)} WHERE epoch_us({EVENT_TIMESTAMP}) < "
     return [int(connection.sql(f"{query}{to_micros(time)}").fetchall()[0][0]) for time in times]
 
 
@@ -316,7 +316,7 @@ def _edges(connection: DuckDBPyConnection, paths: Sequence[Path], span: Span) ->
     number = 1 + sum(pq.read_metadata(path).num_rows for path in paths) // _ROWS_AT_ONCE
     if number == 1:
         return np.empty(0, np.int64)
-    times = " UNION ALL ".join(f"SELECT epoch_us({EVENT_TIMESTAMP}) AS instant FROM {_scan(path)}" for path in paths)
+    times = " UNION ALL ".join(f"SELECT epoch_us({EVENT_TIMESTAMP}) AS instant FROM {parquet_sql(path)}" for path in paths)
     shares = [place / number for place in range(1, number)]
     found = connection.sql(f"SELECT approx_quantile(instant, {shares}) FROM ({times})").fetchall()[0][0]
     return np.array(sorted({edge for edge in map(int, found) if span[0] < edge < span[1]}), np.int64)
@@ -332,8 +332,3 @@ def _by_segment(multipliers: SegmentWeights, sparse_below: int) -> str:
     """Return SQL of a synthetic row's multiplier, by the number of its user's real events before the cutoff."""
     cold, sparse, dense = (f"{multiplier!r}::DOUBLE" for multiplier in multipliers)
     return f"(CASE WHEN real_events IS NULL THEN {cold} WHEN real_events < {sparse_below} THEN {sparse} ELSE {dense} END)"
-
-
-def _scan(path: Path) -> str:
-    quoted = escape_glob(path).replace("'", "''")
-    return f"read_parquet('{quoted}')"

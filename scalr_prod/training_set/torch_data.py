@@ -168,7 +168,8 @@ class StreamDataset(IterableDataset):
             tables = []
             for path, group, _ in together:
                 with pq.ParquetFile(path) as file:
-                    tables.append(file.read_row_group(group, columns=_leaves(file)))
+                    columns = [name for name in file.schema_arrow.names if name in INPUT_COLUMNS]
+                    tables.append(file.read_row_group(group, columns=columns))
             batch = encode_rows(pa.concat_tables(tables), self._vocabulary, self._length)
             if self._shuffle:
                 order = rng.permutation(len(batch["user"]))
@@ -216,11 +217,6 @@ def _shard() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     return rank * workers + number, ranks * workers
-
-
-def _leaves(file: Any) -> list[str]:
-    """Return the file's top-level columns that are in `INPUT_COLUMNS`."""
-    return [name for name in file.schema_arrow.names if name in INPUT_COLUMNS]
 
 
 def _flatten(lists: pa.ChunkedArray) -> pa.Array:

@@ -11,7 +11,7 @@ import numpy as np
 from scalr_prod.core.id_index import IdIndex
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.schemas import ITEM_ID, USER_ID
-from scalr_prod.workspace import escape_glob
+from scalr_prod.workspace import parquet_sql
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -170,9 +170,8 @@ def write_vocabulary(connection: DuckDBPyConnection, ids: Sequence[Path], folder
     """
     import pyarrow.parquet as pq
 
-    listed = ", ".join("'" + escape_glob(path).replace("'", "''") + "'" for path in ids)
     (folder / VOCABULARY_FOLDER).mkdir()
     for kind in get_args(IdKind):
-        query = f"SELECT DISTINCT id FROM (SELECT unnest({kind}) AS id FROM read_parquet([{listed}])) ORDER BY id"
+        query = f"SELECT DISTINCT id FROM (SELECT unnest({kind}) AS id FROM {parquet_sql(*ids)}) ORDER BY id"
         found = connection.sql(query).to_arrow_table()
         pq.write_table(found, folder / VOCABULARY_FOLDER / f"{kind}.parquet", compression="zstd")

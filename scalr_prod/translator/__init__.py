@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     )
     from scalr_prod.translator.reliability import ReliabilityClass
     from scalr_prod.translator.requests import MAX_ABS_TIME_US, RequestBounds, check_sampling
-    from scalr_prod.translator.retraining import KeptVersion, RetrainingReason, find_kept_version, retraining_reason
+    from scalr_prod.translator.retraining import find_kept_version, retraining_reason
     from scalr_prod.translator.train_report import TrainReport
     from scalr_prod.translator.trainer import time_quantile
     from scalr_prod.translator.training import train
@@ -58,12 +58,10 @@ __all__ = [
     "Contexts",
     "Estimator",
     "ItemVocabulary",
-    "KeptVersion",
     "Parameters",
     "ProductEstimator",
     "ReliabilityClass",
     "RequestBounds",
-    "RetrainingReason",
     "Samples",
     "TrainReport",
     "TrainingSlice",
@@ -99,7 +97,6 @@ __getattr__ = lazy_exports(
         "Contexts": "data.contexts",
         "Estimator": "estimators.protocol",
         "ItemVocabulary": "registry",
-        "KeptVersion": "retraining",
         "MAX_ABS_TIME_US": "requests",
         "NO_ITEM": "data.contexts",
         "PADDING": "data.contexts",
@@ -107,7 +104,6 @@ __getattr__ = lazy_exports(
         "ProductEstimator": "estimators.protocol",
         "ReliabilityClass": "reliability",
         "RequestBounds": "requests",
-        "RetrainingReason": "retraining",
         "Samples": "data.contexts",
         "TrainReport": "train_report",
         "TrainingSlice": "data.training_pairs",

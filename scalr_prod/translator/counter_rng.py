@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from scalr_prod.core.hashing import splitmix64
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -32,24 +34,15 @@ _M2: Final = _signed(0x846CA68B)
 _M3: Final = _signed(0x9E3779B1)
 
 
-def _splitmix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Apply the finaliser of splitmix64, which scatters neighbouring inputs."""
-    with np.errstate(over="ignore"):
-        words = words + np.uint64(0x9E3779B97F4A7C15)
-        words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return words ^ (words >> np.uint64(31))
-
-
 def item_words(count: int) -> torch.Tensor:
     """Return a fixed pseudo-random word for each item index: int32 [count]."""
-    words = _splitmix(np.arange(count, dtype=np.uint64))
+    words = splitmix64(np.arange(count, dtype=np.uint64))
     return torch.from_numpy((words >> np.uint64(32)).astype(np.uint32).view(np.int32).copy())
 
 
 def key_words(keys: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return two hash words of each key: int32 [B, 1] each."""
-    words = _splitmix(np.ascontiguousarray(keys).view(np.uint64))
+    words = splitmix64(np.ascontiguousarray(keys).view(np.uint64))
     low = (words & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.int32).copy()
     high = (words >> np.uint64(32)).astype(np.uint32).view(np.int32).copy()
     return torch.from_numpy(low)[:, None], torch.from_numpy(high)[:, None]

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
         move_into_place,
         oldest_staging_time,
         open_duckdb,
+        parquet_sql,
         quote_identifier,
         quote_literal,
         read_parquet_sql,
         staging_folder,
         temporary_folder,
+        timestamp_literal,
     )
     from scalr_prod.workspace.identity import ProjectIdentity, bind_to_project, normalize_lake_url
     from scalr_prod.workspace.ownership import (
@@ -80,12 +82,14 @@ __all__ = [
     "oldest_staging_time",
     "open_consent",
     "open_duckdb",
+    "parquet_sql",
     "quote_identifier",
     "quote_literal",
     "read_parquet_sql",
     "staging_folder",
     "superseded_consent_files",
     "temporary_folder",
+    "timestamp_literal",
     "write_consent",
 ]
 
@@ -123,11 +127,13 @@ __getattr__ = lazy_exports(
         "oldest_staging_time": "duckdb",
         "open_consent": "consent",
         "open_duckdb": "duckdb",
+        "parquet_sql": "duckdb",
         "quote_identifier": "duckdb",
         "quote_literal": "duckdb",
         "read_parquet_sql": "duckdb",
         "staging_folder": "duckdb",
         "temporary_folder": "duckdb",
+        "timestamp_literal": "duckdb",
         "write_consent": "consent",
     },
 )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from scalr_prod.core.atomic_io import atomic_path, write_json
 from scalr_prod.errors import InputError
 from scalr_prod.schemas import USER_ID
-from scalr_prod.workspace.duckdb import escape_glob, quote_literal, read_parquet_sql
+from scalr_prod.workspace.duckdb import parquet_sql, quote_literal
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -119,7 +119,7 @@ class ConsentState:
                 where=str(path),
                 next_step="plan a new run: scalr run",
             )
-        return read_parquet_sql([escape_glob(path)])
+        return parquet_sql(path)
 
     def users_without_consent(self, home: Path) -> pa.Array:
         """Return the ids of the users without consent, sorted: they refused, or gave no answer."""

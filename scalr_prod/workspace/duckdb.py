@@ -37,11 +37,13 @@ __all__ = [
     "move_into_place",
     "oldest_staging_time",
     "open_duckdb",
+    "parquet_sql",
     "quote_identifier",
     "quote_literal",
     "read_parquet_sql",
     "staging_folder",
     "temporary_folder",
+    "timestamp_literal",
 ]
 
 #: Names of the folders that `temporary_folder` creates.
@@ -171,6 +173,16 @@ def escape_glob(path: str | Path) -> str:
     A POSIX name with a backslash beside one of ``* ? [`` cannot be expressed: DuckDB reads the backslash as a path separator.
     """
     return _PATTERN.sub(r"[\g<0>]", str(path))
+
+
+def parquet_sql(*paths: str | Path) -> str:
+    """Return a DuckDB table function that reads exactly these Parquet files."""
+    return read_parquet_sql(map(escape_glob, paths))
+
+
+def timestamp_literal(moment: datetime) -> str:
+    """Return a datetime as a DuckDB literal."""
+    return f"TIMESTAMPTZ '{moment.isoformat()}'"
 
 
 def create_delta_view(connection: DuckDBPyConnection, name: str, table: DeltaTable) -> None:

@@ -61,11 +61,6 @@ class ProjectIdentity:
         """Whether the tables lie in the project's own home."""
         return self.lake.startswith("./") or ("://" not in self.lake and Path(self.lake).is_relative_to(self.home))
 
-    @property
-    def is_sole_owner(self) -> bool:
-        """Whether the store lies in the project's own home, and so holds this project alone."""
-        return self.home == "."
-
     def is_located_at(self, lake: str | None, home: str | None, home_id: str | None) -> bool:
         """Return whether a recorded location is this project's: the same lake and home, or one from which it was moved."""
         return self.was_moved_from(lake, home) or (lake == self.lake and self.is_home(home, home_id))

@@ -1,26 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ownership of the folders that the settings name: only files that this package made are ever overwritten.
 
-A folder that this package writes into holds a marker file. A folder without one is claimed if nothing lies where the package would write,
-or if it was evidently made by an earlier version that left no marker; otherwise it is foreign and left alone.
+A folder that this package writes into holds a marker file. A folder without one is claimed if nothing lies where the package would write;
+otherwise it is foreign and left alone.
 """
 
 from __future__ import annotations
 
 import errno
 import re
-import sqlite3
-from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.core.disk_errors import translate_disk_errors
 from scalr_prod.core.file_modes import PRIVATE_FOLDER
 from scalr_prod.errors import ForeignFiles, SettingsError
-from scalr_prod.schemas import Table
 from scalr_prod.workspace.identity import bind_to_project
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from pathlib import Path
 
     from scalr_prod.config import Settings
@@ -54,7 +51,6 @@ def claim_directory(
     *,
     setting: str | None,
     names: Iterable[str] | None,
-    made_by_older_version: Callable[[Path], bool],
     mode: int = 0o777,
 ) -> None:
     """Claim a folder for the package: check that its content is ours, create it if missing, and mark it.
@@ -64,7 +60,6 @@ def claim_directory(
         kind: Its purpose, part of the marker's name; a folder may have several.
         setting: The settings key that names it, for the error; None: the command line named it.
         names: Files and folders that will be written below it; None: the whole folder.
-        made_by_older_version: Tells whether the content was made by an earlier version that left no marker.
         mode: Mode of the folder if it is created, less the umask. An existing folder keeps its mode.
 
     Raises:
@@ -76,11 +71,12 @@ def claim_directory(
         return
     existing = [name for name in (names if names is not None else _listed(folder)) if not is_empty(folder / name)]
     # Check the marker again: another process may have claimed the folder meanwhile, and it writes the marker first.
-    if existing and not made_by_older_version(folder) and not marker.is_file():
+    if existing and not marker.is_file():
         raise ForeignFiles(
             f"contains {', '.join(sorted(existing)[:3])}, which this package did not make and would overwrite",
             where=str(folder),
-            next_step=f"name another folder{f' as {setting} in scalr.toml' if setting else ''}, or move these files away",
+            next_step=f"name another folder{f' as {setting} in scalr.toml' if setting else ''}, or move these files away; "
+            f"if they are a copy of such a folder, restore {marker.name} with them",
         )
     try:
         folder.mkdir(mode, parents=True, exist_ok=True)
@@ -115,14 +111,7 @@ def claim_home(settings: Settings) -> None:
     setting = "[project] home"
     ensure_supported_path(str(settings.home), setting)
     with translate_disk_errors(settings.home):
-        claim_directory(
-            settings.home,
-            "home",
-            setting=setting,
-            names=HOME_ENTRIES,
-            made_by_older_version=_former_home,
-            mode=PRIVATE_FOLDER,
-        )
+        claim_directory(settings.home, "home", setting=setting, names=HOME_ENTRIES, mode=PRIVATE_FOLDER)
     bind_to_project(settings, settings.home, setting)
 
 
@@ -140,27 +129,3 @@ def is_empty(path: Path) -> bool:
 
 def _listed(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()] if folder.is_dir() else []
-
-
-def _former_home(folder: Path) -> bool:
-    """Recognise an unmarked home by what only this package makes: tables, ledger, models, server state, feature repository."""
-    lake = any((folder / "lake" / table.value / "_delta_log").is_dir() for table in Table)
-    return (
-        # A lake alone counts only where nothing else is here: another project may keep its lake in this folder.
-        (lake and all(is_empty(folder / name) for name in HOME_ENTRIES if name != "lake"))
-        or _is_ledger(folder / "ledger.db")
-        or any((folder / "models" / "translator").glob("*/manifest.json"))
-        or any((folder / "triton-server" / name).is_file() for name in ("server.json", "server.lock"))
-        or (folder / "feature_repo" / "lake.json").is_file()
-    )
-
-
-def _is_ledger(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
-            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except sqlite3.Error:  # not a SQLite database, or unreadable
-        return False
-    return {"runs", "partitions", "publications"} <= tables

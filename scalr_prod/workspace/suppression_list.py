@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
 
 from scalr_prod.core.atomic_io import atomic_path
+from scalr_prod.core.file_lock import file_lock
 from scalr_prod.errors import ForgettingError, TranslatorError
 
 if TYPE_CHECKING:
@@ -120,24 +121,20 @@ class SuppressionList:
         Raises:
             ForgettingError: As for `open`; or another process is updating it.
         """
-        from filelock import FileLock, Timeout
-
         from scalr_prod.workspace.ownership import claim_home
 
         claim_home(settings)
         folder = settings.home / _FOLDER
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            with FileLock(folder / ".lock", timeout=0):
-                if not (folder / _SECRET).exists() and not (folder / _FILE).exists():
-                    _write(folder / _SECRET, secrets.token_hex(_KEY_BYTES))
-                yield cls.open(settings)
-        except Timeout as error:
-            raise ForgettingError(
-                "another process is erasing users",
-                where=str(folder / ".lock"),
-                next_step="wait for it to end, then run the command again",
-            ) from error
+        busy = ForgettingError(
+            "another process is erasing users",
+            where=str(folder / ".lock"),
+            next_step="wait for it to end, then run the command again",
+        )
+        with file_lock(folder / ".lock", busy):
+            if not (folder / _SECRET).exists() and not (folder / _FILE).exists():
+                _write(folder / _SECRET, secrets.token_hex(_KEY_BYTES))
+            yield cls.open(settings)
 
     def digest(self, identifier: int | str, kind: SuppressedKind = "user") -> str:
         """Return the keyed hash of an id, 64 hex digits; 7 and '7' hash alike."""

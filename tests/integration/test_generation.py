@@ -93,7 +93,7 @@ def test_the_report_adds_up_and_the_run_is_written_down(config, made):
     assert report.bucket_distance["after"] < report.bucket_distance["before"]
     assert json.loads(json.dumps(report.to_json())) == report.to_json()
     with Ledger.open(settings) as ledger:
-        states = [step.to_state for step in ledger.runs.transitions(spec.run_id)][:3]
+        states = [step.to_state for step in ledger.changes.find(spec.run_id, subject="run")][:3]
         assert states == [RunState.PLANNED, RunState.GENERATING, RunState.GENERATED]
         assert ledger.runs.get(spec.run_id).lease_owner is None
 

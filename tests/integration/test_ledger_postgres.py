@@ -7,6 +7,8 @@ import threading
 import pytest
 import sqlalchemy as sa
 from ledger.test_database import (  # noqa: F401 - collected here: the same tests, with the fixtures below
+    test_a_ledger_of_the_first_schema_gets_the_later_tables,
+    test_a_table_of_somebody_else_is_not_taken_for_the_ledgers,
     test_processes_that_open_and_write_a_new_ledger_at_once_lose_nothing,
     test_the_schema_is_the_models,
 )
@@ -66,7 +68,7 @@ def test_of_two_moves_to_different_states_one_is_refused(ledger, url):
         thread.join()
     assert None in outcomes
     assert ledger.runs.get(run_id).state in {RunState.PUBLISHED, RunState.REJECTED}
-    assert len(ledger.runs.transitions(run_id)) == 5
+    assert len(ledger.changes.find(run_id, subject="run")) == 5
 
 
 def test_a_connection_that_the_server_dropped_is_opened_again(ledger, url):

@@ -17,9 +17,9 @@ from scalr_prod import Project
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import TranslatorError
 from scalr_prod.generation import plan_run, shards
-from scalr_prod.generation.part_files import part_path
+from scalr_prod.generation.part_files import part_path, read_part
 from scalr_prod.generation.shards import write_shards
-from scalr_prod.generation.task import candidate_schema, close_session, generate_part, parts_folder, read_finished_part
+from scalr_prod.generation.task import candidate_schema, close_session, generate_part, parts_folder
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 from scalr_prod.workspace.suppression_list import SuppressedId, SuppressionList
@@ -263,7 +263,7 @@ def test_a_failing_translator_leaves_no_part(config, made):
     finally:
         weights.write_bytes(whole)
     folder = parts_folder(settings.home, spec.run_id)
-    assert not part_path(folder, 3).exists() or read_finished_part(settings.home, spec, 3, count) is None
+    assert not part_path(folder, 3).exists() or read_part(folder, spec, 3, count) is None
     assert not list(folder.glob(".*"))
 
 

@@ -116,7 +116,7 @@ def test_a_dry_run_tells_what_would_be_done_and_leaves_the_home_as_it_is(two_run
         took = []
         for run in later.runs():
             contexts = sum(part.manifest["contexts"] for part in later.ledger.runs.partitions(run.run_id))
-            at = {change.to_state: change.at for change in later.ledger.runs.transitions(run.run_id)}
+            at = {change.to_state: change.at for change in later.ledger.changes.find(run.run_id, subject="run")}
             took.append((at[RunState.GENERATED] - at[RunState.GENERATING]).total_seconds() / contexts)
         assert found["seconds"]["generate"] == pytest.approx(min(took) * found["contexts"], abs=0.1)
         assert found["seconds_in_all"] == found["seconds"]["generate"] > 0

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
+from support.lakes import mark_home
 
 from scalr_prod.config.settings import Settings
 from scalr_prod.histories import build_histories, full_build, incremental, row_stream
@@ -82,6 +83,7 @@ def expected_statistics(events, days: int, marks=()):
 
 def project(folder, events, ids: str, **chosen: int) -> Settings:
     made = Settings(domains=DOMAINS, histories=chosen, base=folder)
+    mark_home(made)
     lake = Lake.open(made)
     for table in TABLES:
         lake.create(table, table_schema(table, user=ids, item=ids))

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
+from support.lakes import mark_home
 from support.training_set_project import in_the_order_of_time
 
 from scalr_prod.config.settings import Settings
@@ -48,6 +49,7 @@ class World:
         self.commits = 0
         self.options: dict = {}
         self.histories = {"length": 3, "trailing_days": 2}
+        mark_home(self.settings())
         lake = Lake.open(self.settings())
         for table in Table:
             lake.create(table, table_schema(table, user=self.ids, item=self.ids))

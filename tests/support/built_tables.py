@@ -12,6 +12,7 @@ import pyarrow as pa
 from scalr_prod.config.settings import Settings
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table, table_schema
+from support.lakes import mark_home
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +36,7 @@ def fill_lake(folder: Path, events: int, *, files: int = 4, **settings: Any) -> 
     """
     domains = {"source": {"name": "a", "events": "a"}, "target": {"name": "b", "events": "b"}}
     made = Settings(domains=domains, base=folder, **settings)
+    mark_home(made)
     lake, rng = Lake.open(made), np.random.default_rng(events)
     for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, *BUILT):
         schema = table_schema(table, user="string", item="int64")

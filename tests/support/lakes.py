@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.config.settings import Settings
 
-__all__ = ["fill_lake_once"]
+__all__ = ["fill_lake_once", "mark_home"]
 
 _filled: dict[str, Path] = {}
 
@@ -29,6 +29,7 @@ def fill_lake_once(settings: Settings, key: str, fill: Callable[[Lake], None]) -
         key: Lakes of the same key are the same.
         fill: Fills an empty lake, and adds nothing to one that it has filled. It is called for a lake that is there, or in a store.
     """
+    mark_home(settings)
     if "://" in settings.lake_url or Path(settings.lake_url).exists():
         fill(Lake.open(settings))
         return
@@ -38,6 +39,12 @@ def fill_lake_once(settings: Settings, key: str, fill: Callable[[Lake], None]) -
         fill(Lake(str(folder), {}))
         _filled[key] = folder
     shutil.copytree(_filled[key], settings.lake_url)
+
+
+def mark_home(settings: Settings) -> None:
+    """Mark a home that a test fills by hand, as the first command of a project does before it writes anything."""
+    settings.home.mkdir(parents=True, exist_ok=True)
+    (settings.home / ".scalr-home").touch()
 
 
 def _remove(folder: Path, owner: int) -> None:

@@ -3,16 +3,12 @@
 
 from __future__ import annotations
 
-from scalr_prod.apps.onboarding.guess import ItemGuess, LogGuess
-from scalr_prod.apps.onboarding.init import DomainPlan, InitPlan, ensure_not_overwriting, plan_init
+from scalr_prod.apps.onboarding.init import InitPlan, ensure_not_overwriting, plan_init
 from scalr_prod.apps.onboarding.log_request import LogRequest
 from scalr_prod.apps.onboarding.prompts import apply_corrections, confirm_interactively
 
 __all__ = [
-    "DomainPlan",
     "InitPlan",
-    "ItemGuess",
-    "LogGuess",
     "LogRequest",
     "apply_corrections",
     "confirm_interactively",

@@ -153,7 +153,7 @@ class SasRec:
 
     def _states(self, items: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
         """Return states [B, T + 1, d] before and after each of items [B, T]; zero for users without observed events."""
-        states: torch.Tensor = self._net(_prepend_start(items, self.n_items))
+        states: torch.Tensor = self._net(functional.pad(items, (1, 0), value=self.n_items))  # the start token first
         return states * (count > 0)[:, None, None]
 
     def _learned_vectors(self, users: torch.Tensor) -> torch.Tensor:
@@ -228,11 +228,6 @@ def _smoothed_popularity(events: Interactions) -> NDArray[np.float64]:
     popularity = events.popularity()
     mean = popularity.sum() / len(events) if len(events) else 0.0
     return popularity + _SMOOTHING * (mean or 1.0)
-
-
-def _prepend_start(items: torch.Tensor, start: int) -> torch.Tensor:
-    """Prepend the start token."""
-    return functional.pad(items, (1, 0), value=start)
 
 
 def _batches(rows: NDArray[np.int64], count: NDArray[np.int64], size: int, rng: Any) -> Iterator[NDArray[np.int64]]:

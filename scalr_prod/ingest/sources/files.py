@@ -52,10 +52,14 @@ _ANY_EXPANSION_BYTES: Final = 64 << 20
 
 
 class FilesReader:
-    """Reader of files of any known format, chosen by each file's suffix. Subclasses fix the format."""
+    """Reader of files.
 
-    #: The format of all files; None: by each file's name.
-    kind: str | None = None
+    Args:
+        kind: The format of all files; None: by each file's suffix.
+    """
+
+    def __init__(self, kind: str | None = None) -> None:
+        self.kind = kind
 
     def read(self, source: LogSource) -> Generator[Batch, None, None]:
         """Stream the files of a path, glob, folder or URL, sorted by name.
@@ -95,22 +99,8 @@ class FilesReader:
                 )
 
 
-class Parquet(FilesReader):
-    """Parquet files."""
-
-    kind = "parquet"
-
-
-class Csv(FilesReader):
-    """CSV files with a header; the separator is one of , ; | and tab. All cells are text."""
-
-    kind = "csv"
-
-
-class JsonLines(FilesReader):
-    """Files of one JSON object per line."""
-
-    kind = "jsonl"
+#: The readers that `READERS` names. CSV files have a header, one of , ; | and tab as separator, and only text.
+PARQUET, CSV, JSON_LINES = FilesReader("parquet"), FilesReader("csv"), FilesReader("jsonl")
 
 
 class ResolvedPath(NamedTuple):

@@ -7,13 +7,12 @@ Best effort: a failure is logged as a warning and never fails a stage.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
-from scalr_prod.core.logging import bind_log_context
+from scalr_prod.core.progress import repeated
 from scalr_prod.core.redaction import redact, url_host, url_secrets
 from scalr_prod.errors import QualityGateFailed
 from scalr_prod.pipeline import has_failed_last, read_stage_heartbeats, record_stage_heartbeat, record_stage_outcome
@@ -76,7 +75,6 @@ class MetricsHook:
 @contextmanager
 def _heartbeat(settings: Settings, stage: str, *, at_begin: bool) -> Iterator[None]:
     """Record the stage as running and export the metrics within the block: at its begin, and then at regular intervals."""
-    every, stopped = min(settings.logging.heartbeat_s, _MAX_HEARTBEAT_S), threading.Event()
 
     def beat() -> None:
         try:
@@ -85,19 +83,10 @@ def _heartbeat(settings: Settings, stage: str, *, at_begin: bool) -> Iterator[No
             logger.warning("heartbeat of stage %s was not recorded: %s: %s", stage, type(error).__name__, error)
         export_metrics(settings)
 
-    def keep_beating() -> None:
-        while not stopped.wait(every):
-            beat()
-
     if at_begin:
         beat()
-    thread = threading.Thread(target=bind_log_context(keep_beating), name="metrics", daemon=True)
-    thread.start()
-    try:
+    with repeated(beat, min(settings.logging.heartbeat_s, _MAX_HEARTBEAT_S), name="metrics"):
         yield
-    finally:
-        stopped.set()
-        thread.join()
 
 
 def _record_outcome(settings: Settings, stage: str, outcome: str, seconds: float, *, light: bool) -> None:

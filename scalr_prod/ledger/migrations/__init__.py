@@ -10,24 +10,30 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import Connection
 
-__all__ = ["HEAD", "alembic_config", "upgrade"]
+__all__ = ["HEAD", "OLDEST", "alembic_config", "upgrade"]
 
 #: The newest revision. Revisions are numbers as text, so that newer and older schemas can be compared.
 HEAD: Final = "0005"
+#: That of version 0.1.0; no release had an older one.
+OLDEST: Final = "0004"
 
 
-def upgrade(connection: Connection, *, single_project: bool = False) -> None:
-    """Bring the schema to `HEAD` in the connection's transaction; the caller holds the lock and commits.
+def upgrade(connection: Connection) -> None:
+    """Bring the schema to `HEAD` in the connection's transaction: migrate the tables, or create them in a new database.
 
-    Args:
-        connection: To the ledger's database.
-        single_project: Whether the database is known to hold one project only.
+    The caller holds the lock and commits.
     """
+    import sqlalchemy as sa
     from alembic import command
 
-    made = alembic_config(connection)
-    made.attributes["alone"] = single_project
-    command.upgrade(made, HEAD)
+    from scalr_prod.ledger.orm_tables import Base
+
+    config = alembic_config(connection)
+    if sa.inspect(connection).has_table("alembic_version"):
+        command.upgrade(config, HEAD)
+    else:
+        Base.metadata.create_all(connection, checkfirst=False)  # a table of that name that is not ours is an error
+        command.stamp(config, HEAD)
 
 
 def alembic_config(connection: Connection) -> Config:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from scalr_prod.core.file_lock import file_lock
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import ForgettingError
 from scalr_prod.ledger import Ledger
@@ -148,16 +149,12 @@ def no_training_set_builds(home: Path) -> Iterator[None]:
     Raises:
         ForgettingError: A training set is being built.
     """
-    from filelock import FileLock, Timeout
-
     with ExitStack() as stack:
         for folder in sorted(path for path in (home / "datasets").glob("*") if path.is_dir()):
-            try:
-                stack.enter_context(FileLock(folder / ".lock", timeout=0))
-            except Timeout as error:
-                raise ForgettingError(
-                    "a training set is being built, from rows that are to be erased",
-                    where=str(folder),
-                    next_step="wait until it is done, then repeat the command",
-                ) from error
+            busy = ForgettingError(
+                "a training set is being built, from rows that are to be erased",
+                where=str(folder),
+                next_step="wait until it is done, then repeat the command",
+            )
+            stack.enter_context(file_lock(folder / ".lock", busy))
         yield

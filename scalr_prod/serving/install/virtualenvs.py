@@ -238,5 +238,5 @@ def _make_venv(folder: Path, python: str, *, system_packages: bool) -> None:
         )
 
 
-def _tail(text: str, lines: int = 6) -> str:
-    return "\n    ".join(["", *[line for line in text.splitlines() if line.strip()][-lines:]])
+def _tail(text: str) -> str:
+    return "\n    ".join(["", *[line for line in text.splitlines() if line.strip()][-6:]])

@@ -138,11 +138,6 @@ def start_locked(settings: Settings, versions: Iterable[int], *, keep_running: b
         keep_running: Whether it runs until a command stops it.
     """
     existing = read_record(settings)
-    if existing is not None and is_alive(existing) and not existing.socket_folder:
-        logger.warning("the Triton at %s was started by an older version and is open to all users: replacing it", existing.url)
-        keep_running |= existing.lasting
-        stop_locked(settings)
-        versions, existing = {*versions, *configured_versions(settings)}, None
     if existing is not None and is_alive(existing):
         _wait_ready(settings, existing)
         if keep_running and not existing.lasting:
@@ -208,14 +203,14 @@ def stop_locked(settings: Settings) -> bool:
     return was_alive
 
 
-def log_tail(record: ServerRecord, lines: int = 8) -> str:
+def log_tail(record: ServerRecord) -> str:
     """Return the last errors in the server's log, or its last lines if there are none."""
     try:
         text = Path(record.log).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return "no log"
     telling = [line for line in text if line[:1] == "E" or "rror" in line]
-    return "\n    ".join(["", *(telling or text)[-lines:]])
+    return "\n    ".join(["", *(telling or text)[-8:]])
 
 
 def _wait_ready(settings: Settings, record: ServerRecord) -> None:
@@ -319,10 +314,9 @@ def _remove_leftovers(record: ServerRecord) -> None:
     psutil.wait_procs(killed, timeout=_STOP_S)  # a process with much memory takes a while to exit
     for region in Path("/dev/shm").glob(f"{record.name}_*"):  # noqa: S108 - where the server keeps it
         region.unlink(missing_ok=True)
-    if record.socket_folder:
-        Path(record.url.removeprefix("unix:")).unlink(missing_ok=True)
-        with suppress(OSError):  # it is removed already
-            Path(record.socket_folder).rmdir()
+    Path(record.url.removeprefix("unix:")).unlink(missing_ok=True)
+    with suppress(OSError):  # it is removed already
+        Path(record.socket_folder).rmdir()
 
 
 def _ensure_local_server(settings: Settings, verb: str) -> None:

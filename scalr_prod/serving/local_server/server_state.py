@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from scalr_prod.core.atomic_io import atomic_path
+from scalr_prod.core.atomic_io import write_text
+from scalr_prod.core.file_lock import file_lock
 from scalr_prod.errors import ServingError
 from scalr_prod.serving.client.address import server_file
 from scalr_prod.serving.client.keepalive import read_heartbeat_count
@@ -18,8 +19,6 @@ from scalr_prod.workspace import claim_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from filelock import BaseFileLock
 
     from scalr_prod.config import Settings
 
@@ -43,7 +42,7 @@ class ServerRecord:
         repository: The model repository it serves.
         log: Its log.
         lasting: Whether a command started it, so that it runs until a command stops it; otherwise its last user stops it.
-        socket_folder: Folder of the socket, accessible only to this user. Empty: started by an older version, open to all users.
+        socket_folder: Folder of the socket, accessible only to this user.
         host: Name of the machine it runs on. Empty: started by an older version.
     """
 
@@ -55,7 +54,7 @@ class ServerRecord:
     repository: str
     log: str
     lasting: bool
-    socket_folder: str = ""
+    socket_folder: str
     host: str = ""
 
     @property
@@ -81,8 +80,7 @@ class ServerRecord:
 
     def write(self, settings: Settings) -> None:
         """Write the record atomically."""
-        with atomic_path(server_file(settings)) as unfinished:
-            unfinished.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_text(server_file(settings), json.dumps(asdict(self), indent=2) + "\n")
 
 
 def read_record(settings: Settings) -> ServerRecord | None:
@@ -131,22 +129,14 @@ def server_lock(settings: Settings) -> Iterator[None]:
     Raises:
         ServingError: Another process has held it for too long.
     """
-    from filelock import FileLock, Timeout
-
     path = state_folder(settings) / "server.lock"
-    lock: BaseFileLock = FileLock(path, timeout=_LOCK_TIMEOUT_S)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ServingError(
-            f"another process has been starting or stopping the server for {_LOCK_TIMEOUT_S} s",
-            where=str(path),
-            next_step="check the server: scalr triton status",
-        ) from error
-    try:
+    busy = ServingError(
+        f"another process has been starting or stopping the server for {_LOCK_TIMEOUT_S} s",
+        where=str(path),
+        next_step="check the server: scalr triton status",
+    )
+    with file_lock(path, busy, timeout_s=_LOCK_TIMEOUT_S):
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

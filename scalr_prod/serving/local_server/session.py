@@ -17,7 +17,6 @@ from scalr_prod.translator import load_version
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from collections.abc import Set as AbstractSet
-    from contextlib import AbstractContextManager
 
     from scalr_prod.config import Settings
 
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def ensure_serving(settings: Settings, version: int) -> AbstractContextManager[None]:
+@contextmanager
+def ensure_serving(settings: Settings, version: int, *, also_loaded: AbstractSet[int] | None = None) -> Iterator[None]:
     """Make the version available for the duration of the block.
 
     For the local scorer only the version's folder is looked for. Servers named in the settings are checked, and load the version if they
@@ -34,23 +34,12 @@ def ensure_serving(settings: Settings, version: int) -> AbstractContextManager[N
     Args:
         settings: The project's settings.
         version: The translator version.
+        also_loaded: The other versions that a running server is to hold; default: all that it holds already.
 
     Raises:
         ServingError: The server could not be started, or could not load the version.
         ScoringError: It does not answer as expected.
         TranslatorNotFound: The version was never trained.
-    """
-    return serve_version(settings, version)
-
-
-@contextmanager
-def serve_version(settings: Settings, version: int, *, also_loaded: AbstractSet[int] | None = None) -> Iterator[None]:
-    """Make the version available, with control over the other versions that a running server holds.
-
-    Args:
-        settings: The project's settings.
-        version: The translator version.
-        also_loaded: The other versions to hold; default: all versions that it holds already.
     """
     if settings.serving.scorer == "local":
         load_version(settings, version)  # here once; each process that asks loads its tables itself

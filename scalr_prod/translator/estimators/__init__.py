@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUILTIN_ESTIMATORS",
-    "as_estimator",
     "has_log_score",
     "has_product_score",
     "scored_estimators",
@@ -58,7 +57,10 @@ def has_product_score(estimator: Any) -> bool:
 
 
 def has_log_score(estimator: Any) -> bool:
-    """Return whether the score is the logarithm of a sum of positive terms (see `LogScoreEstimator`)."""
+    """Return whether the score is the logarithm of a sum of positive terms, or of a dot product of positive vectors.
+
+    Such an estimator has ``largest(parameters, log_prior)``: an upper bound of the absolute score of each item, float32 [N].
+    """
     return hasattr(estimator, "largest")
 
 

@@ -86,18 +86,3 @@ class ProductEstimator(FittableEstimator, Protocol):
         Returns:
             float32 [N, d].
         """
-
-
-class LogScoreEstimator(FittableEstimator, Protocol):
-    """An estimator whose score is the logarithm of a sum of positive terms, or of a dot product of positive vectors."""
-
-    def largest(self, parameters: Parameters, log_prior: torch.Tensor) -> torch.Tensor:
-        """Return an upper bound of the absolute score of each item: float32 [N], given ``log_prior`` float32 [N].
-
-        Args:
-            parameters: What `share` and `fit` returned.
-            log_prior: float32 [N]. log P(i), the items' popularity.
-
-        Returns:
-            float32 [N].
-        """

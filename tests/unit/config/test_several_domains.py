@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
 import pytest
 
 from scalr_prod.config.settings import load_settings
-from scalr_prod.errors import BadValue, DomainsMixed, EvaluationError, LakeError, NoCommonUsers, SettingsError
+from scalr_prod.errors import BadValue, DomainsMixed, EvaluationError, NoCommonUsers, SettingsError
 from scalr_prod.evaluation.arms import ALL_ARMS
 from scalr_prod.evaluation.plan import select_arms
-from scalr_prod.features import ViewWindow, apply_feature_repo, stream_window
-from scalr_prod.generation import plan_run
+from scalr_prod.features import apply_feature_repo
 from scalr_prod.generation.policy import settings_digest
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
-from scalr_prod.schemas import SOURCE_COLUMNS, Table, table_schema
+from scalr_prod.schemas import Table
 
 TARGET = '[domains.target]\nname = "food"\nevents = "food.parquet"\n'
 ONE = '[domains.source]\nname = "books"\nevents = "books.parquet"\n'
@@ -157,39 +154,6 @@ def test_a_policy_belongs_to_its_source_domains(load):
     digests = [settings_digest(load(text + TARGET)) for text in (ONE, several("books", "music"), several("books", "films"))]
     assert len(set(digests)) == 3
     assert digests[1] == settings_digest(load(several("books", "music") + TARGET))
-
-
-def test_a_home_of_a_former_version_is_read_as_one_source(load):
-    """Its table of synthetic events has no source_domain: the next ingest adds the column, and keeps the rows."""
-    settings = load(ONE + TARGET)
-    lake = Lake.open(settings)
-    table = Table.SYNTHETIC_TARGET_EVENTS
-    schema = table_schema(table, user="string", item="int64", source_item="int64")
-    quarantine = table_schema(Table.SYNTHETIC_QUARANTINE, user="string", item="int64", source_item="int64")
-    inline = [quarantine.field(name).with_nullable(False) for name in SOURCE_COLUMNS]  # noqa: FBT003
-    former = pa.schema([*(column for column in schema if column.name != "source_domain"), *inline])
-    lake.create(table, former)
-    moment = datetime(2024, 5, 1, tzinfo=UTC)
-    row = {"event_id": "e", "user_id": "u1", "item_id": 1, "event_timestamp": moment, "probability": 0.5, "weight": 0.5}
-    row |= {"source_item_id": 0, "source_event_timestamp": moment, "translator_version": 1, "run_id": "run_0123456789abcdef"}
-    lake.append(table, pa.Table.from_pylist([row | {"created_timestamp": moment}], schema=former), key="published")
-    with pytest.raises(LakeError, match="no column 'source_domain'") as caught:
-        plan_run(settings)
-    assert "scalr ingest" in str(caught.value.next_step)
-    ingest(settings)
-    kept = row | {"created_timestamp": moment, "source_domain": None}
-    assert lake.read(table).to_pylist() == [kept]
-    assert lake.schema(table).names == [*schema.names, *SOURCE_COLUMNS]
-    build_histories(settings)
-    apply_feature_repo(settings)
-    later = datetime(2025, 1, 1, tzinfo=UTC)
-    read = stream_window(
-        settings, ViewWindow(table.value, end=later, known_by=later, columns=["run_id", "source_domain"])
-    ).read_all()
-    assert read.to_pylist() == [{"run_id": row["run_id"], "source_domain": None}]
-    version = lake.version(table)
-    ingest(settings)
-    assert lake.version(table) == version
 
 
 def test_an_arm_leaves_each_of_several_out():

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from scalr_prod.core import partitioned
-from scalr_prod.core.partitioned import hash_bounds, iter_partition_tables, iter_sorted, quantile_bounds, rebatch
+from scalr_prod.core.partitioned import hash_bounds, iter_partition_tables, quantile_bounds, rebatch
 
 RANDOM = random.Random(0)  # noqa: S311 - made data
 ROWS = 20_000
@@ -38,8 +38,8 @@ def test_heaps_one_after_the_other_are_all_rows_in_order(db, tmp_path, monkeypat
     edges = quantile_bounds(db, "rows", "key", ROWS)
     path = tmp_path / "some'rows [1]"
     found, sizes = [], []
-    for heap in iter_sorted(db, "FROM rows", "FROM partition_rows ORDER BY key, number", key="key", bounds=edges, folder=path):
-        table = heap.read_all()
+    for heap in iter_partition_tables(db, "FROM rows", key="key", bounds=edges, folder=path):
+        table = db.sql(f"FROM {heap} ORDER BY key, number").to_arrow_table()
         found.append(table)
         sizes.append(len(table))
     assert pa.concat_tables(found).equals(db.sql("FROM rows ORDER BY key, number").to_arrow_table())
@@ -53,11 +53,11 @@ def test_few_rows_are_one_heap_and_touch_no_disk(db, tmp_path):
     db.execute("CREATE TABLE rows AS SELECT range AS key FROM range(10)")
     assert quantile_bounds(db, "rows", "key", 10) == []
     path = tmp_path / "nowhere" / "rows"
-    (heap,) = (
-        one.read_all()
-        for one in iter_sorted(db, "FROM rows", "FROM partition_rows ORDER BY key", key="key", bounds=[], folder=path)
+    (found,) = (
+        db.sql(f"SELECT key FROM {heap} ORDER BY key").fetchnumpy()["key"].tolist()
+        for heap in iter_partition_tables(db, "FROM rows", key="key", bounds=[], folder=path)
     )
-    assert heap.column(0).to_pylist() == list(range(10))
+    assert found == list(range(10))
 
 
 @pytest.mark.parametrize("rows", [[5, 1, 9, 5, 9], [1], [9], []])
@@ -81,10 +81,8 @@ def test_many_partitions_take_several_passes_that_write_few_folders_each(db, tmp
     bounds = quantile_bounds(db, "rows", "key", ROWS)
     folder = tmp_path / "some'rows [1]"
     found, fan_outs = [], []
-    for partition in iter_sorted(
-        db, "FROM rows", "FROM partition_rows ORDER BY key, number", key="key", bounds=bounds, folder=folder
-    ):
-        found.append(partition.read_all())
+    for partition in iter_partition_tables(db, "FROM rows", key="key", bounds=bounds, folder=folder):
+        found.append(db.sql(f"FROM {partition} ORDER BY key, number").to_arrow_table())
         fan_outs += [len(list(path.glob("partition_number=*"))) for path in [folder, *folder.rglob("*")] if path.is_dir()]
     assert len(found) == len(bounds) + 1
     assert pa.concat_tables(found).equals(db.sql("FROM rows ORDER BY key, number").to_arrow_table())

@@ -20,7 +20,7 @@ ROOT = CHECKOUT / "scalr_prod"
 STORE = CHECKOUT / "packages" / "feast-delta" / "src"
 ERRORS = {name: getattr(module, name) for module in (scalr_prod.errors, feast_delta.errors) for name in module.__all__}
 #: What docs/reference/python.md promises, and what docs/guides/plugins.md gives to those who write a plug-in.
-OF_PLUGINS = {"Fitted", "ProductEstimator", "LogarithmEstimator", "Pairs", "Batch", "Knob", "heed_stop", "check_dataset"}
+OF_PLUGINS = {"Fitted", "ProductEstimator", "Pairs", "Batch", "Knob", "heed_stop", "check_dataset"}
 PUBLIC = {*scalr_prod.__all__, "ReportWritten", *OF_PLUGINS}
 #: Called by a library alone, as it asks for.
 HOOKS = {"Settings.settings_customise_sources"}

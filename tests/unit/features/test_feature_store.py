@@ -14,6 +14,7 @@ import pytest
 import redis
 from sqlalchemy.exc import OperationalError
 from support.feast_project import AS_OF, COUNT, COUNTS, STAMP, T0, VIEWS, hours, make_project, spine, synthetic
+from support.lakes import mark_home
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.core import assets
@@ -356,6 +357,7 @@ def test_integer_ids(tmp_path):
         '[domains.source]\nname = "s"\nevents = "s"\n[domains.target]\nname = "t"\nevents = "t"\n'
     )
     settings = load_settings(tmp_path / "scalr.toml")
+    mark_home(settings)
     lake = Lake.open(settings)
     for table in Table:
         lake.create(table, table_schema(table, user="int64", item="int64"))

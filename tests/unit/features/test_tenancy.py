@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -116,33 +115,13 @@ def test_a_project_that_was_moved_says_so(tmp_path):
     assert items_of(moved) == {7, 8}
 
 
-def as_applied_before(settings) -> None:
-    """As a version that knew no projects left the repository."""
-    path = settings.feast_repo / ".applied.json"
-    state = json.loads(path.read_text())
-    del state["project"]
-    path.write_text(json.dumps(state))
-
-
-def test_a_repository_of_before_projects_is_checked_once_and_stays_as_it_is(own):
-    as_applied_before(own)
-    assert apply_feature_repo(own).applied
-    assert not apply_feature_repo(own).applied
-    assert items_of(own) == {7, 8}
-
-
-@pytest.mark.parametrize(
-    "known", [True, pytest.param(False, marks=long)], ids=["applied by this version", "by one that knew no projects"]
-)
-def test_a_new_name_leaves_nothing_under_the_former_one(own, known):
+def test_a_new_name_leaves_nothing_under_the_former_one(own):
     rows = own.home / "datasets" / "set" / "v1" / "rows"
     rows.mkdir(parents=True)
     pq.write_table(pa.table({"event_timestamp": hours(1), "user_id": ["a"]}), rows / "part.parquet")
     save_dataset(own, "set_v1", path=rows)
     materialize(own)
     url = f"sqlite:///{own.home / 'feast_registry.db'}"
-    if not known:
-        as_applied_before(own)
     before = registry_of(url, FORMER)
     now = renamed(own)
     assert apply_feature_repo(now).applied
@@ -161,8 +140,7 @@ def test_a_new_name_leaves_nothing_under_the_former_one(own, known):
 
 @long
 def test_a_home_that_was_moved_and_renamed_at_once_leaves_nothing_either(tmp_path):
-    first = in_folder(tmp_path / "a")
-    as_applied_before(first)
+    in_folder(tmp_path / "a")
     (tmp_path / "a").rename(tmp_path / "b")
     now = load_settings(tmp_path / "b" / "scalr.toml", project={"name": "shop"})
     assert apply_feature_repo(now).applied
@@ -174,7 +152,6 @@ def test_a_home_that_was_moved_and_renamed_at_once_leaves_nothing_either(tmp_pat
 def test_a_change_of_name_that_was_cut_off_is_taken_up_again(own, monkeypatch):
     from scalr_prod.features import repository
 
-    as_applied_before(own)
     url = f"sqlite:///{own.home / 'feast_registry.db'}"
     now = renamed(own)
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pytest
+from support.lakes import mark_home
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import EmptyWindow, TableNotFound, TrainedPastWindow, TranslatorNotFound
@@ -43,6 +44,7 @@ def project(tmp_path):
     def load(**generation):
         return load_settings(path, generation=generation)
 
+    mark_home(load())
     lake = Lake.open(load())
     for table, days in ((Table.SOURCE_EVENTS, list(range(11))), (Table.TARGET_EVENTS, [1, 3])):
         lake.create(table, events([]).schema)

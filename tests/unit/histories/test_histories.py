@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
+from support.lakes import mark_home
 
 from scalr_prod.config.settings import Settings, load_settings
 from scalr_prod.errors import LakeError, TableNotFound
@@ -36,6 +37,7 @@ def project(folder, rows, **chosen) -> Settings:
     """A lake whose two event tables hold the rows (user, item, event day, created day)."""
     domains = {"source": {"name": "a", "events": "a"}, "target": {"name": "b", "events": "b"}}
     settings = Settings(domains=domains, histories=chosen, base=folder)
+    mark_home(settings)
     lake = Lake.open(settings)
     for table in Table:
         lake.create(table, table_schema(table, user="string", item="string"))

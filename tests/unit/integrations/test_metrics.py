@@ -65,7 +65,7 @@ def measured(project):
     with Ledger.open(settings) as ledger:
         run_id = validated(ledger)
         for number, seconds in enumerate(((0.002, 0.04), (0.04, 700.0))):
-            ledger.runs.record_partition(run_id, number, {"rows": 35, "sha256": str(number), "scoring": taken(*seconds)})
+            ledger.runs.record_partitions(run_id, [(number, {"rows": 35, "sha256": str(number), "scoring": taken(*seconds)})])
         intent = ledger.publications.record_intent(run_id, base_version=0, rows=66, replaced={})
         ledger.publications.confirm(run_id, attempt=intent.attempt, delta_version=1, rows=66, cause="test")
         other = ledger.runs.begin(make_spec(seed=1)).run_id

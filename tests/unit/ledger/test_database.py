@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
+import tarfile
 import threading
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,9 @@ from scalr_prod.ledger import Ledger, RunState
 from scalr_prod.ledger.migrations import HEAD
 from scalr_prod.ledger.orm_tables import Base
 
+#: A home that version 0.1 made.
+HOME = Path(__file__).resolve().parents[2] / "data" / "home_0_1.tar.gz"
+
 
 def test_the_schema_is_the_models(ledger):
     with ledger.database.engine.connect() as connection:
@@ -36,6 +38,49 @@ def test_a_ledger_of_a_newer_package_is_refused(url):
     with pytest.raises(LedgerError, match="its schema is 9999") as caught:
         Ledger(url, one())
     assert "upgrade scalr-prod" in caught.value.next_step
+
+
+@pytest.mark.parametrize("schema", ["0001", "0003"])
+def test_a_ledger_of_before_the_first_release_is_refused_and_stays_as_it_is(url, schema):
+    with Ledger(url, one()) as ledger, ledger.database.engine.begin() as connection:
+        connection.execute(sa.text(f"UPDATE alembic_version SET version_num = '{schema}'"))
+    for _ in range(2):
+        with pytest.raises(LedgerError, match=f"its schema {schema} is of before version 0.1.0") as caught:
+            Ledger(url, one())
+    assert "open it once with scalr-prod 0.1.0" in caught.value.next_step
+
+
+def test_a_ledger_of_the_first_release_gets_the_schema_of_a_new_one(tmp_path):
+    with tarfile.open(HOME) as archive:
+        archive.extract("home/ledger.db", tmp_path, filter="data")
+    home = tmp_path / "home"
+    with Ledger(f"sqlite:///{home / 'ledger.db'}", one()) as ledger:
+        test_the_schema_is_the_models(ledger)
+        with ledger.database.engine.connect() as connection:
+            assert connection.scalar(sa.text("SELECT count(*) FROM runs")) == 1
+
+
+def test_a_ledger_of_the_first_schema_gets_the_later_tables(url):
+    with Ledger(url, one()) as ledger:
+        run_id = ledger.runs.begin(make_spec()).run_id
+        with ledger.database.engine.begin() as connection:
+            connection.execute(sa.text("DROP TABLE dataset_uses"))
+            connection.execute(sa.text("UPDATE alembic_version SET version_num = '0004'"))
+    with Ledger(url, one()) as ledger:
+        test_the_schema_is_the_models(ledger)
+        assert ledger.runs.get(run_id).state is RunState.PLANNED
+
+
+def test_a_table_of_somebody_else_is_not_taken_for_the_ledgers(url):
+    if url.startswith("sqlite"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True)
+    engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg") if url.startswith("postgresql") else url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE runs (theirs INTEGER)"))
+    with pytest.raises(LedgerError, match="runs"):
+        Ledger(url, one())
+    assert sa.inspect(engine).get_table_names() == ["runs"]
+    engine.dispose()
 
 
 def test_opening_again_keeps_what_is_there(url):
@@ -121,64 +166,3 @@ def test_an_error_below_is_told_in_our_words(ledger, monkeypatch):
     with pytest.raises(LedgerError, match="cannot be reached: disk I/O error") as caught:
         ledger.runs.find()
     assert "SELECT" not in str(caught.value)
-
-
-def add_model(connection: sa.Connection, home: str, version: int, sha256: str) -> None:
-    """A row of a former schema."""
-    connection.execute(
-        sa.text(
-            "INSERT INTO model_versions (name, version, path, sha256, fingerprint, trained_until, created_at, metrics) "
-            "VALUES ('translator', :version, :path, :sha, :sha, :at, :at, '{}')"
-        ),
-        {
-            "version": version,
-            "path": f"{home}/models/translator/{version}",
-            "sha": sha256,
-            "at": "2024-01-01 00:00:00+00:00",
-        },
-    )
-
-
-def first_schema(url: str, run_id: str, spec: dict) -> None:
-    """A ledger as the first version of the package left it: a model, a run half-way, and what it had come through."""
-    from alembic import command
-
-    from scalr_prod.ledger.migrations import alembic_config
-
-    engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg") if url.startswith("postgresql") else url)
-    with engine.begin() as connection:
-        command.upgrade(alembic_config(connection), "0001")
-        values = {"id": run_id, "spec": json.dumps(spec), "at": "2024-01-02 03:04:05+00:00"}
-        connection.execute(
-            sa.text(
-                "INSERT INTO runs (run_id, spec, state, created_at, updated_at) VALUES (:id, :spec, 'generating', :at, :at)"
-            ),
-            values,
-        )
-        add_model(connection, "/homes/one", 1, "ab")
-        for former, state, cause in ((None, "planned", "planned"), ("planned", "generating", "generate")):
-            connection.execute(
-                sa.text(
-                    "INSERT INTO run_transitions (run_id, from_state, to_state, at, cause) VALUES (:id, :former, :state, :at, :why)"
-                ),
-                {"id": run_id, "former": former, "state": state, "at": values["at"], "why": cause},
-            )
-    engine.dispose()
-
-
-def test_a_ledger_of_the_first_schema_is_carried_over_whole(url):
-    if url.startswith("sqlite"):
-        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True)
-    spec = make_spec()
-    first_schema(url, spec.run_id, spec.to_json())
-    with Ledger(url, one()) as ledger:
-        steps = ledger.runs.transitions(spec.run_id)
-        assert [(step.from_state, step.to_state, step.cause) for step in steps] == [
-            (None, RunState.PLANNED, "planned"),
-            (RunState.PLANNED, RunState.GENERATING, "generate"),
-        ]
-        assert steps[0].at == datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
-        ledger.runs.set_state(spec.run_id, RunState.GENERATED, cause="goes on")
-        assert [change.to_state for change in ledger.changes.find(spec.run_id)] == ["planned", "generating", "generated"]
-        assert ledger.runs.get(spec.run_id).spec == spec
-        test_the_schema_is_the_models(ledger)

@@ -48,7 +48,7 @@ def test_a_run_begins_once(ledger):
     assert (first.created, second.created) == (True, False)
     assert first.state is RunState.PLANNED
     assert ledger.runs.get(first.run_id).spec == make_spec()
-    assert [step.to_state for step in ledger.runs.transitions(first.run_id)] == [RunState.PLANNED]
+    assert [step.to_state for step in ledger.changes.find(first.run_id, subject="run")] == [RunState.PLANNED]
     assert json.loads(json.dumps(first.to_json()))["spec"]["start"] == "2024-01-01T00:00:00+00:00"
 
 
@@ -63,7 +63,6 @@ def test_an_id_taken_by_another_spec_is_refused(ledger):
 def test_an_unknown_run_is_told(ledger, run_id):
     for ask in (
         ledger.runs.get,
-        ledger.runs.transitions,
         ledger.runs.partitions,
         lambda r: ledger.runs.set_state(r, "generating", cause="x"),
     ):
@@ -76,20 +75,20 @@ def test_from_each_state_only_those_that_follow(ledger, found):
     for number, wanted in enumerate(RunState):
         run = ledger.runs.begin(make_spec(seed=number))
         to_state(ledger, run.run_id, found)
-        before = ledger.runs.transitions(run.run_id)
+        before = ledger.changes.find(run.run_id, subject="run")
         if wanted is found:
             ledger.runs.set_state(run.run_id, wanted, cause="again")
-            assert ledger.runs.transitions(run.run_id) == before, "staying is no transition"
+            assert ledger.changes.find(run.run_id, subject="run") == before, "staying is no transition"
         elif wanted in ALLOWED_TRANSITIONS[found]:
             assert ledger.runs.set_state(run.run_id, wanted, cause="why").state is wanted
-            last = ledger.runs.transitions(run.run_id)[-1]
+            last = ledger.changes.find(run.run_id, subject="run")[-1]
             assert (last.from_state, last.to_state, last.cause) == (found, wanted, "why")
         else:
             with pytest.raises(LedgerError, match=f"a {found.value} run cannot become {wanted.value}") as caught:
                 ledger.runs.set_state(run.run_id, wanted, cause="why")
             assert caught.value.run_id == run.run_id
             assert ledger.runs.get(run.run_id).state is found
-            assert ledger.runs.transitions(run.run_id) == before
+            assert ledger.changes.find(run.run_id, subject="run") == before
 
 
 def test_runs_are_listed_newest_first_by_state_and_up_to_a_number(ledger):
@@ -103,7 +102,7 @@ def test_runs_are_listed_newest_first_by_state_and_up_to_a_number(ledger):
 def test_a_repeated_partition_replaces_its_manifest(ledger):
     run_id = ledger.runs.begin(make_spec()).run_id
     ledger.runs.record_partitions(run_id, [(1, {"rows": 5, "sha256": "aa", "path": "p1", "extra": {"x": [1]}}), (0, {})])
-    ledger.runs.record_partition(run_id, 1, {"rows": 7, "state": "empty", "when": T0})
+    ledger.runs.record_partitions(run_id, [(1, {"rows": 7, "state": "empty", "when": T0})])
     found = ledger.runs.partitions(run_id)
     assert [(part.partition, part.rows, part.state) for part in found] == [(0, 0, "done"), (1, 7, "empty")]
     assert found[1].manifest["when"] == str(T0)
@@ -235,9 +234,9 @@ def test_a_model_on_a_dataset_is_recorded_once(ledger):
 
 def test_all_that_has_a_state_has_a_history(ledger):
     run_id = validated(ledger)
-    ledger.runs.record_partition(run_id, 0, {"rows": 5, "sha256": "a"})
-    ledger.runs.record_partition(run_id, 0, {"rows": 5, "sha256": "a"})
-    ledger.runs.record_partition(run_id, 0, {"rows": 6, "sha256": "b"})
+    ledger.runs.record_partitions(run_id, [(0, {"rows": 5, "sha256": "a"})])
+    ledger.runs.record_partitions(run_id, [(0, {"rows": 5, "sha256": "a"})])
+    ledger.runs.record_partitions(run_id, [(0, {"rows": 6, "sha256": "b"})])
     intent = ledger.publications.record_intent(run_id, base_version=3, rows=6, replaced={})
     ledger.publications.record_intent(run_id, base_version=4, rows=6, replaced={})
     ledger.publications.confirm(run_id, attempt=intent.attempt, delta_version=5, rows=6, cause="landed")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from ledger.test_database import add_model, test_the_schema_is_the_models
 from support.ledger_runs import T0, make_spec, one, validated
 
 from scalr_prod.errors import ProjectsMixed, RunNotFound, RunOfOtherProject, TranslatorNotFound
@@ -40,7 +37,7 @@ def test_the_same_run_of_two_projects_is_two_runs(two):
     first, second = two
     run_id = make_spec().run_id
     first.runs.set_state(run_id, "generating", cause="x")
-    first.runs.record_partition(run_id, 0, {"rows": 4})
+    first.runs.record_partitions(run_id, [(0, {"rows": 4})])
     assert second.runs.get(run_id).state is RunState.PLANNED
     assert (first.runs.get(run_id).project, second.runs.get(run_id).project) == ("dee", "ee")
     assert second.runs.partitions(run_id) == []
@@ -72,7 +69,6 @@ def test_versions_promotions_and_data_sets_are_numbered_by_project(two):
 
 ATTEMPTS = {
     "show": lambda ledger, run_id: ledger.runs.get(run_id),
-    "show how it came there": lambda ledger, run_id: ledger.runs.transitions(run_id),
     "show its parts": lambda ledger, run_id: ledger.runs.partitions(run_id),
     "show its last publication": lambda ledger, run_id: ledger.publications.last(run_id),
     "resume": lambda ledger, run_id: ledger.leases.hold(run_id).__enter__(),
@@ -196,114 +192,6 @@ def test_a_home_that_is_mounted_elsewhere_is_the_same_and_its_copy_is_not(url, t
     there.mkdir()
     with pytest.raises(ProjectsMixed, match="mounted"):
         Ledger(url, one(home=str(mounted), home_id="1f"))
-
-
-def former_schema(url: str, models: dict[str, tuple[str, int]], runs: dict[str, int]) -> None:
-    """A ledger of the schema before projects: models by checksum, each of a home; runs that are pinned to them."""
-    from alembic import command
-
-    from scalr_prod.ledger.migrations import alembic_config
-
-    if url.startswith("sqlite"):
-        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg") if url.startswith("postgresql") else url)
-    at = "2024-01-02 03:04:05+00:00"
-
-    def insert(table: str, **values: object) -> None:
-        names = ", ".join(f'"{name}"' for name in values)
-        marks = ", ".join(f":{name}" for name in values)
-        connection.execute(sa.text(f"INSERT INTO {table} ({names}) VALUES ({marks})"), values)
-
-    with engine.begin() as connection:
-        command.upgrade(alembic_config(connection), "0002")
-        for sha256, (home, version) in models.items():
-            add_model(connection, home, version, sha256)
-            insert("model_promotions", name="translator", version=version, at=at, cause="c")
-            insert("transitions", subject="model", key=f"translator/{version}", to_state="recorded", at=at, cause="made")
-            insert("transitions", subject="model", key="translator", to_state=f"version {version}", at=at, cause="c")
-            insert(
-                "datasets",
-                name=f"set{version}",
-                version=1,
-                path=f"{home}/datasets/set{version}/v1",
-                fingerprint="f",
-                rows=1,
-                created_at=at,
-                manifest="{}",
-            )
-        for sha256, version in runs.items():
-            spec = make_spec(translator_version=version, translator_sha256=sha256)
-            run_id = spec.run_id
-            insert("runs", run_id=run_id, spec=json.dumps(spec.to_json()), state="published", created_at=at, updated_at=at)
-            insert("transitions", subject="run", key=run_id, run_id=run_id, to_state="planned", at=at, cause="c", actor="a:1")
-            insert("partitions", run_id=run_id, partition=0, state="done", rows=7, updated_at=at, manifest="{}")
-            insert(
-                "publications",
-                run_id=run_id,
-                attempt=1,
-                key=f"publish:{run_id}:1",
-                status="published",
-                start=at,
-                end=at,
-                base_version=0,
-                delta_version=1,
-                rows=7,
-                replaced="{}",
-                created_at=at,
-            )
-    engine.dispose()
-
-
-def run_of(sha256: str, version: int) -> str:
-    return make_spec(translator_version=version, translator_sha256=sha256).run_id
-
-
-def test_a_ledger_of_before_projects_is_adopted_by_its_one_project(url):
-    former_schema(url, {"aa": ("/homes/one", 1)}, {"aa": 1, "lost": 7})
-    with Ledger(url, one()) as ledger:
-        assert {found.run_id for found in ledger.runs.find()} == {run_of("aa", 1), run_of("lost", 7)}
-        assert ledger.models.promoted_version() == 1
-        assert [found.version for found in ledger.models.find()] == [1]
-        assert [found.name for found in ledger.datasets.find()] == ["set1"]
-        run_id = run_of("aa", 1)
-        assert [part.rows for part in ledger.runs.partitions(run_id)] == [7]
-        assert ledger.publications.last(run_id).key == f"publish:{run_id}:1"
-        assert [change.actor for change in ledger.changes.find(run_id)] == ["a:1"]
-        ledger.runs.set_state(run_id, "rolled_back", cause="goes on")
-        assert [change.key for change in ledger.changes.find(subject="model")] == ["translator/1", "translator"]
-        test_the_schema_is_the_models(ledger)
-    with Ledger(url, one("two")) as other, pytest.raises(RunOfOtherProject, match="project 'one'"):
-        other.runs.get(run_id)
-
-
-def test_rows_that_two_projects_had_mixed_are_told_apart_by_their_homes(url):
-    former_schema(url, {"aa": ("/homes/one", 1), "bb": ("/homes/two", 2)}, {"aa": 1, "bb": 2, "lost": 7})
-    for name, sha256, version in (("one", "aa", 1), ("two", "bb", 2)):
-        with Ledger(url, one(name)) as ledger:
-            assert [found.run_id for found in ledger.runs.find()] == [run_of(sha256, version)]
-            assert [found.version for found in ledger.models.find()] == [version]
-            assert ledger.models.promoted_version() == version
-            assert [change.key for change in ledger.changes.find(subject="model")] == [f"translator/{version}", "translator"]
-            with pytest.raises(RunOfOtherProject, match="home unknown"):
-                ledger.runs.get(run_of("lost", 7))
-
-
-def test_a_project_that_is_elsewhere_now_adopts_nothing_until_it_says_where_it_was(url):
-    former_schema(url, {"aa": ("/homes/old", 1)}, {"aa": 1})
-    with Ledger(url, one()) as ledger:
-        with pytest.raises(RunOfOtherProject, match="home /homes/old") as caught:
-            ledger.runs.get(run_of("aa", 1))
-        assert caught.value.next_step.endswith('moved_from = "/homes/old"')
-        assert ledger.models.find() == []
-    with Ledger(url, one(moved_from="/homes/old")) as ledger:
-        assert ledger.runs.get(run_of("aa", 1)).project == "one"
-
-
-def test_a_ledger_in_its_home_is_adopted_whole_wherever_the_home_was(url):
-    former_schema(url, {"aa": ("/homes/old", 1), "bb": ("/homes/older", 2)}, {"aa": 1, "bb": 2})
-    with Ledger(url, one(home=".", lake="./lake")) as ledger:
-        assert len(ledger.runs.find()) == 2
-        assert [found.version for found in ledger.models.find()] == [1, 2]
 
 
 def test_each_counts_its_own_runs_and_their_changes(url):

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from support.lakes import mark_home
 from support.ledger_runs import make_spec
 from support.small_project import Handmade, hour
 
@@ -229,9 +230,9 @@ def test_the_reference_is_of_the_latest_window_up_to_the_runs_own():
 
 @long
 def test_however_many_were_published_the_view_is_scanned_twice_at_most(tmp_path, monkeypatch):
-    lake = Lake.open(
-        Settings(domains={"source": {"name": "a", "events": "a"}, "target": {"name": "b", "events": "b"}}, base=tmp_path)
-    )
+    settings = Settings(domains={"source": {"name": "a", "events": "a"}, "target": {"name": "b", "events": "b"}}, base=tmp_path)
+    mark_home(settings)
+    lake = Lake.open(settings)
     table = Table.SYNTHETIC_TARGET_EVENTS
     lake.create(table, table_schema(table, user="string", item="string", source_item="string"))
 

@@ -232,7 +232,7 @@ def test_a_quiet_run_is_judged_with_the_published_events_before_it(tmp_path):
     quiet = project.run(start=50, end=51)
     project.write(quiet, rarest(quiet))
     report = validate_run(project.settings, quiet.run_id)
-    assert {rule.rule for rule in report.not_judged} >= {"popularity_is_like_the_real_one"}
+    assert {rule.rule for rule in report.rules if rule.success is None} >= {"popularity_is_like_the_real_one"}
     earlier = project.run(start=0, end=50, seed=1)
     rows = pa.Table.from_pandas(
         rarest(earlier), schema=table_schema(Table.SYNTHETIC_TARGET_EVENTS, **IDS), preserve_index=False
@@ -349,7 +349,7 @@ def test_a_quiet_day_is_published_and_its_shares_and_distributions_are_not_judge
     report = validate_run(project.settings, spec.run_id)
     assert report.passed
     assert report.accepted == rows
-    not_judged = {rule.rule: rule.reason for rule in report.not_judged}
+    not_judged = {rule.rule: rule.reason for rule in report.rules if rule.success is None}
     assert not_judged["popularity_is_like_the_real_one"] == f"effective_users is {rows}: judged from 44 on"
     assert {"run_has_events", "source_coverage"} <= set(not_judged)
     stored = json.loads((run_folder(project.settings.home, spec.run_id) / "gate.json").read_text())["report"]["rules"]
@@ -437,7 +437,7 @@ def test_the_same_inputs_are_not_audited_twice_and_other_settings_are(project):
     assert not validate_run(project.settings, spec.run_id).repeated, "a torn file is made again"
     assert pq.read_table(accepted).num_rows == 80
     with Ledger.open(project.settings) as ledger:
-        states = [step.to_state.value for step in ledger.runs.transitions(spec.run_id)]
+        states = [step.to_state for step in ledger.changes.find(spec.run_id, subject="run")]
     assert states == ["planned", "generating", "generated", "validated", "rejected", "validated"]
 
 

@@ -48,10 +48,11 @@ def test_the_folder_comes_from_the_environment(settings, monkeypatch):
 
 
 @pytest.mark.parametrize("change", [{"http_url": "127.0.0.1:8000"}, {}])
-def test_a_server_that_a_former_package_started_is_known_as_open_to_all(settings, change):
+def test_a_server_that_a_former_package_started_is_known(settings, change):
     found = {
-        "url": "127.0.0.1:8001",
+        "url": "unix:/run/scalr/grpc",
         "metrics_url": "",
+        "socket_folder": "/run/scalr",
         "pid": 1,
         "created": 0.0,
         "name": "scalr-0",
@@ -63,4 +64,4 @@ def test_a_server_that_a_former_package_started_is_known_as_open_to_all(settings
     path.write_text(json.dumps(found | {"lasting": True} | change))
     record = read_record(settings)
     assert record is not None
-    assert (record.url, record.lasting, record.socket_folder) == ("127.0.0.1:8001", True, "")
+    assert (record.url, record.lasting, record.host) == ("unix:/run/scalr/grpc", True, "")

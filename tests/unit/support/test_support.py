@@ -11,7 +11,6 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import sqlalchemy as sa
 from support import order, warm
 
 
@@ -124,30 +123,6 @@ def test_an_expectation_is_configured_once_for_a_look_at_its_arguments(monkeypat
     assert (found["column"], found["value_set"], len(made)) == ("a", [1], 1)
     asked.value_set = [2]
     assert (asked._get_runtime_kwargs()["value_set"], asked.configuration.kwargs["value_set"], len(made)) == ([2], [2], 3)
-
-
-def test_ledgers_share_migrations_and_have_the_schema_that_these_make(tmp_path):
-    from alembic import command
-    from support.ledgers import migrate_once
-
-    from scalr_prod.ledger import migrations
-
-    migrate_once()
-
-    def schema(name, migrate):
-        engine = sa.create_engine(f"sqlite:///{tmp_path / name}")
-        with engine.begin() as connection:
-            migrate(connection)
-            made = sorted(map(str, connection.execute(sa.text("SELECT type, name, tbl_name, sql FROM sqlite_master"))))
-            version = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
-        engine.dispose()
-        return made, version
-
-    by_alembic = schema("alone", lambda connection: command.upgrade(migrations.alembic_config(connection), migrations.HEAD))
-    assert [schema(name, migrations.upgrade) for name in ("first", "second")] == [by_alembic] * 2
-    assert by_alembic[1] == migrations.HEAD
-    begun = schema("begun", lambda connection: command.upgrade(migrations.alembic_config(connection), "0001"))
-    assert schema("begun", migrations.upgrade) == by_alembic != begun, "one that holds something goes the whole way"
 
 
 @pytest.mark.slow

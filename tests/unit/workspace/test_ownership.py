@@ -83,14 +83,16 @@ def test_the_template_itself_is_no_repository(tmp_path):
     assert contents(tmp_path / "template") == before
 
 
-def test_a_repository_from_before_is_recognised(tmp_path):
+def test_a_repository_without_its_marker_is_left_alone_and_the_error_names_it(tmp_path):
     settings = make_project(tmp_path)
-    (settings.feast_repo / ".scalr-feature-repository").unlink()
+    marker = settings.feast_repo / ".scalr-feature-repository"
+    text = marker.read_text()
+    marker.unlink()
     (settings.feast_repo / "definitions.py").write_text("# out of date\n")
-    assert apply_feature_repo(settings).applied
-    # One that was interrupted after its first file.
-    for name in (".scalr-feature-repository", ".applied.json", "definitions.py", "lake.json"):
-        (settings.feast_repo / name).unlink()
+    with pytest.raises(ForeignFiles) as caught:
+        apply_feature_repo(settings)
+    assert caught.value.next_step.endswith("restore .scalr-feature-repository with them")
+    marker.write_text(text)
     assert apply_feature_repo(settings).applied
 
 
@@ -150,18 +152,19 @@ def test_a_home_may_hold_other_files(logs):
     assert (logs.parent / "lake" / "source_events").is_dir()
 
 
-def test_homes_from_before_are_recognised(logs):
+def test_a_home_without_its_marker_is_left_alone_until_the_marker_is_restored(logs):
     settings = load_settings(logs)
     ingest(settings)
     marker = settings.home / ".scalr-home"
-    for later in (marker, settings.home / "ingested.json"):
-        later.unlink()
-    ingest(settings)  # by its lake
-    Ledger.open(settings).close()
-    shutil.rmtree(settings.home / "lake")
+    text = marker.read_text()
     marker.unlink()
-    ingest(settings)  # by its ledger
-    assert marker.is_file()
+    before = contents(settings.home)
+    with pytest.raises(ForeignFiles, match=r"ingested\.json, lake") as caught:
+        ingest(settings)
+    assert caught.value.next_step.endswith("restore .scalr-home with them")
+    assert contents(settings.home) == before
+    marker.write_text(text)
+    assert ingest(settings).domains["source"].rows_added == 0
 
 
 def test_another_project_s_lake_makes_no_home_of_a_folder(logs, tmp_path):
@@ -289,12 +292,10 @@ def test_a_foreign_model_stays_as_it_is(logs, tmp_path, files):
     assert contents(tmp_path / "models" / "translator") == before
 
 
-def test_models_beside_ours_and_a_repository_from_before_are_no_hindrance(logs, tmp_path):
+def test_models_beside_ours_are_no_hindrance(logs, tmp_path):
     settings = load_settings(logs, serving={"repository": "models"})
     before = put(tmp_path / "models" / "ranker", {"config.pbtxt": 'name: "ranker"\n'})
     write_config(settings, [])
-    (tmp_path / "models" / "translator" / ".scalr-model").unlink()
-    write_config(settings, [1])
     assert contents(tmp_path / "models" / "ranker") == before
 
 
