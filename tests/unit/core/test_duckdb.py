@@ -159,8 +159,8 @@ def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
     from scalr_prod.quality.row_verdicts import write_verdicts
     from scalr_prod.quality.rule_protocol import RowRule
     from scalr_prod.training_set.reader import TrainingSet
-    from scalr_prod.training_set.spine import _scan
     from scalr_prod.training_set.vocabulary import write_ids, write_vocabulary
+    from scalr_prod.workspace import parquet_sql
 
     times = pa.array([1, 2], pa.timestamp("us", tz="UTC"))
     for folder, item in (("v1", 1), ("v[1]", 7)):
@@ -173,7 +173,7 @@ def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
     connection = duckdb.connect()
     types = {"user_id": "int64", "item_id": "int64"}
     assert connection.sql(f"SELECT DISTINCT item_id FROM ({staged_rows_sql([mine], types)})").fetchall() == [(7,)]
-    assert connection.sql(f"SELECT DISTINCT item_id FROM {_scan(mine)}").fetchall() == [(7,)]
+    assert connection.sql(f"SELECT DISTINCT item_id FROM {parquet_sql(mine)}").fetchall() == [(7,)]
     write_vocabulary(connection, [mine.with_name("ids.parquet")], tmp_path / "v[1]")
     for folder in ("v1", "v[1]"):
         (tmp_path / folder / "rows").mkdir()

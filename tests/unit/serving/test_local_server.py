@@ -42,6 +42,7 @@ def launched(tmp_path, monkeypatch):
             repository="",
             log=str(log),
             lasting=False,
+            socket_folder=str(tmp_path),
         )
 
     yield launch
