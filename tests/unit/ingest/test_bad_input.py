@@ -104,7 +104,7 @@ CASES = {
     "not json": Case(
         "t.jsonl", json.dumps({"user_id": 1}) + "\n{oops\n", UnreadableInput, ("t.jsonl, row 2", "not valid JSON")
     ),
-    "json list": Case("t.jsonl", "[1, 2]\n", UnreadableInput, ("t.jsonl, row 1", "list", "one JSON object a line")),
+    "json list": Case("t.jsonl", "[1, 2]\n", UnreadableInput, ("t.jsonl, row 1", "list", "one JSON object per line")),
     "missing column": Case(
         "t.csv",
         "user,item_id,timestamp\n" + ROW,
