@@ -373,7 +373,7 @@ def reliability() -> list[str]:
         "Drivers killed by SIGKILL, and runs with the same rows afterwards ([how](../explanation/reliability.md)); one had ended before:",
         "",
         *table(["stage", "killed", "same rows afterwards"], [*rows, ["all", str(killed), str(same)]]),
-        f"A driver that runs for {soak['seconds']:g} s without a pause, with {soak['clients']} clients beside it:",
+        f"A driver that runs for {soak['seconds']:g} s without a pause, with {soak['clients']} clients at the same time:",
         "",
         *measured(
             [

@@ -61,7 +61,7 @@ def test_a_home_whose_ledger_would_be_elsewhere_is_refused(tmp_path):
 @pytest.mark.parametrize("name", sweep(REFUSED, 1))
 def test_a_folder_in_which_no_delta_table_can_be_is_refused_before_anything_is_written(name, tmp_path):
     config = write_toml(make_two_domains(tmp_path / name))
-    with pytest.raises(SettingsError, match="tables and databases cannot be kept in a folder whose path holds"):
+    with pytest.raises(SettingsError, match="tables and databases cannot be kept in a folder whose path contains"):
         ingest(load_settings(config))
     assert not (config.parent / ".scalr").exists()
     assert not list(tmp_path.rglob("_delta_log"))

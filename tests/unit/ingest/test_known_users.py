@@ -124,7 +124,7 @@ def test_rows_without_an_id_say_nothing_and_are_counted(project, tmp_path):
 
 
 def test_what_cannot_be_a_map_is_refused(project, tmp_path):
-    with pytest.raises(ColumnNotFound, match="which column holds") as caught:
+    with pytest.raises(ColumnNotFound, match="which column has") as caught:
         ingest(project(pairs={"a": [1], "b": [70]}))
     assert "under [users]" in caught.value.next_step
     (tmp_path / "empty.csv").write_text("shop,films\n")

@@ -106,7 +106,7 @@ def test_parts_go_of_runs_that_have_ended_and_their_verdict_stays(opened):
         assert sorted(path.name for path in run_folder(opened.settings.home, run_id).iterdir()) == ["accepted", "gate.json"]
         assert opened.ledger.runs.get(run_id).run_id == run_id
     for run_id in others:
-        assert len(list(run_folder(opened.settings.home, run_id).rglob("*.parquet"))) == 4
+        assert len(list(run_folder(opened.settings.home, run_id).rglob("*.parquet"))) == 5
     assert opened.maintain().removed == []
     assert not list((opened.settings.home / "staging").glob("*"))
 

@@ -241,7 +241,7 @@ def test_a_quiet_run_is_judged_with_the_published_events_before_it(tmp_path):
     with pytest.raises(QualityGateFailed) as caught:
         validate_run(project.settings, quiet.run_id)
     assert "popularity_is_like_the_real_one" in caught.value.found
-    assert "together with the published events since 2024-01-0" in caught.value.found
+    assert "judged together with events published from 2024-01-0" in caught.value.found
     assert "scalr runs rollback" in caught.value.next_step
     project.lake.delete(Table.SYNTHETIC_TARGET_EVENTS, "true", key="rolled back")
     assert validate_run(project.settings, quiet.run_id).passed
