@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from ledger.test_database import (  # noqa: F401 - collected here: the same tests, with the fixtures below
     test_a_ledger_of_a_newer_package_is_refused,
-    test_a_ledger_of_the_first_schema_is_carried_over_whole,
 )
 from ledger.test_leases import (  # noqa: F401 - collected here: the same tests, with the fixtures below
     test_a_driver_can_wait_for_a_lease,

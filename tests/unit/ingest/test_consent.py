@@ -61,7 +61,7 @@ def test_a_user_without_any_answer_has_not_consented_where_all_domains_ask(make)
     assert state.all_domains
 
     def allowed(state):
-        condition = state.has_consent_sql(settings.home, "user_id")
+        condition = state.permits_sql("user_id", state.deciding_users_sql(settings.home))
         return duckdb.sql(f"SELECT user_id FROM (VALUES ('u1'), ('u2'), ('unknown')) v (user_id) WHERE {condition}").fetchall()
 
     assert allowed(state) == [("u1",)]
