@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from scalr_prod.core.redaction import secrets_in
 from scalr_prod.errors import FeatureStoreError, SettingsError, UnreadableInput
 from scalr_prod.features.client import capture_feast_output, feast_error, open_feature_store, translate_feast_errors
 
@@ -75,19 +76,27 @@ def _open_store(repo: Path | None, settings: Settings | None) -> FeatureStore:
     if repo is None:
         raise SettingsError("there is no project whose repository could be read", where="--feast", next_step="name a folder")
     os.environ.setdefault("FEAST_USAGE", "False")
-    if not (repo / "feature_store.yaml").is_file():
+    file = repo / "feature_store.yaml"
+    if not file.is_file():
         raise FeatureStoreError(
             "there is no feature_store.yaml", where=str(repo), next_step="name a feature repository's folder"
         )
+    import yaml
     from feast import FeatureStore
 
+    content: Any = None
     try:
+        content = yaml.safe_load(os.path.expandvars(file.read_text(encoding="utf-8")))
         store = FeatureStore(repo_path=str(repo))
         _ = store.registry  # opened at first use
     except Exception as error:
         # Feast does not wrap errors of YAML, pydantic, drivers or unreachable addresses.
         raise feast_error(
-            "Feast cannot open the repository", error, where=repo, secrets=(), next_step="see that `feast apply` works there"
+            "Feast cannot open the repository",
+            error,
+            where=file,
+            secrets=secrets_in(content, options=True) if isinstance(content, dict) else (),
+            next_step="see that `feast apply` works there",
         ) from error
     return store
 

@@ -96,5 +96,12 @@ def test_what_cannot_be_retrieved_is_told(feast_project, tmp_path):
         check(entities=tmp_path / "spine.parquet")
     with pytest.raises(EmptyInput):
         check(start=hours(100)[0])
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    registry = "registry: {registry_type: sql, path: 'nodriver://me:hush-hush@db/feast'}"
+    (theirs / "feature_store.yaml").write_text(f"project: theirs\nprovider: local\n{registry}\n")
+    with pytest.raises(FeatureStoreError, match="Feast cannot open the repository") as caught:
+        check(repo=theirs)
+    assert "hush" not in str(caught.value)
     for options in (["x", "--start", "2024-01-01"], ["--feast", str(repo)]):
         assert runner.invoke(app, ["quality", "check", *options]).exit_code == 2
