@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PYTEST := .venv/bin/python -m pytest
 # Processes that share out the tests' files.
-WORKERS ?= 2
+WORKERS ?= 3
 # uv reads no pip configuration; where a machine offers local wheels to pip, offer them to uv too.
 UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_FIND_LINKS
@@ -36,7 +36,7 @@ demo: setup ## the whole pipeline on a year of grocery transactions
 # anew, which takes longer than most tests.
 test test-long test-fast coverage faults ops: export PYTHONDONTWRITEBYTECODE :=
 
-test: setup browser style ## representative cases of every behaviour, on real components; files are shared out among two processes (WORKERS=3 for more), the dearest first
+test: setup browser style ## representative cases of every behaviour, on real components; files are shared out among three processes (WORKERS=2 with less than 16 GiB of memory), the dearest first
 	@$(MAKE) --no-print-directory --jobs 2 types run-tests
 
 run-tests:

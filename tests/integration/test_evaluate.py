@@ -111,9 +111,12 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
     assert bool(report.runs) == report.choices["als"]["helps"]
     (verdict,) = report.verdict["models"]
     assert verdict["model"] == "als"
-    assert report.verdict["best_baseline"] == verdict["best_baseline"] in {"real", "popular_lately"}
+    assert report.verdict["best_baseline"] == verdict["best_baseline"] in {"real", "popular_lately", "best_by_segment"}
     assert verdict["ci95"][0] <= verdict["lift_over_best_pct"] <= verdict["ci95"][1]
-    better = rows[verdict["best_baseline"]]["metrics"]["ndcg"]
+    parts = [verdict[name] | {"name": name} for name in ("cold", "sparse", "dense") if name in verdict]
+    better = (
+        sum(part["cases"] * rows[part["best_baseline"]]["slices"][part["name"]]["ndcg"] for part in parts) / report.users["all"]
+    )
     assert verdict["lift_over_best_pct"] == pytest.approx(100 * (ours["metrics"]["ndcg"] / better - 1))
     arms = report.choices["als"]["arms"]
     assert set(arms) == {"real", *TAUGHT, "model_level_transfer"}

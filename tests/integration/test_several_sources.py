@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import duckdb
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import make_two_domains, write_toml
@@ -94,7 +95,7 @@ def test_histories_interleave_the_domains_by_time(ingested):
     logs = raw(settings).sort_values("timestamp")
     users = [user for user, rows in logs.groupby("user_id") if rows["domain"].nunique() == 2][:20]
     end = logs["timestamp"].max()
-    spine = pd.DataFrame({"user_id": users, "event_timestamp": end})
+    spine = pa.table({"user_id": users, "event_timestamp": pa.array([end] * len(users), pa.timestamp("us", "UTC"))})
     features = ["source_user_history:item_ids", "source_user_history:event_count"]
     found = join_point_in_time(open_feature_store(settings), spine, features).to_pandas()
     for row in found.itertuples():

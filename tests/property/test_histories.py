@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from support.examples import examples
 from support.lakes import mark_home
 
+from scalr_prod.compute import file_parts
 from scalr_prod.config.settings import Settings
 from scalr_prod.histories import build_histories, full_build, incremental, row_stream
 from scalr_prod.histories.wavelet_matrix import WaveletMatrix
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table, table_schema
+from scalr_prod.workspace import duckdb
 
 TABLES = (
     Table.SOURCE_EVENTS,
@@ -191,7 +193,7 @@ def test_a_long_log_day_by_day_gives_the_rows_that_the_rules_say(tmp_path, monke
     if read == "file by file":
         monkeypatch.setattr(incremental, "_HELD", 0)
     if read == "a store's files":  # those that DuckDB cannot read where they are come through Arrow
-        for module in (incremental, full_build):
+        for module in (incremental, file_parts, duckdb):
             monkeypatch.setattr(module, "duckdb_readable_files", lambda _: None)
     draw = np.random.default_rng(0)
     columns = [draw.integers(0, high, 360) for high in (3, 4, 40)]
