@@ -42,6 +42,8 @@ test: setup browser style ## representative cases of every behaviour, on real co
 run-tests:
 	$(PYTEST) -m "not nightly and not long" -n $(WORKERS) --dist loadfile
 
+# Long tests start several Triton servers each.
+test-long: WORKERS = 2
 test-long: setup ## further cases, rarer operations, properties of the whole, and more examples of hypothesis; CI runs it after make test
 	$(PYTEST) -m "long and not nightly" -n $(WORKERS) --dist loadfile
 	SCALR_TEST_EXAMPLES=3 $(PYTEST) -m "not nightly and not long" -n $(WORKERS) --dist loadfile tests/property

@@ -115,7 +115,7 @@ def _check_range(name: str, array: NDArray[Any], minimum: int, maximum: int) -> 
         return
     low, high = int(array.min()), int(array.max())
     if low < minimum or high > maximum:
-        raise _invalid(f"{name} holds {low if low < minimum else high}, expected {minimum} to {maximum}")
+        raise _invalid(f"{name} contains {low if low < minimum else high}, expected {minimum} to {maximum}")
 
 
 def _invalid(problem: str) -> InvalidRequest:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from support import warm
+from support.lakes import mark_home
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import TranslatorError
@@ -263,6 +264,7 @@ def test_an_estimator(make_project, tmp_path, together, monkeypatch):
     ).reused
 
     other = load_settings(tmp_path / "logs" / "scalr.toml", project={"home": str(tmp_path / "other")})
+    mark_home(other)
     shutil.copytree(settings.home / "models", other.home / "models")
     with pytest.raises(TranslatorError, match="no record that it was trained here"):
         load_version(other, first.version)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 from support.feast_project import fill, hours, make_project, synthetic
+from support.lakes import mark_home
 from support.ledger_runs import make_spec, validated
 from support.redis_server import client, running_redis
 
@@ -117,6 +118,7 @@ def test_a_second_project_of_one_name_is_refused_by_every_store_with_both_lakes(
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "scalr.toml").write_text((tmp_path / "a" / "scalr.toml").read_text())
     second = load_settings(tmp_path / "b" / "scalr.toml")
+    mark_home(second)
     fill(Lake.open(second))
     alone = load_settings(tmp_path / "b" / "scalr.toml", feast={"registry": f"sqlite:///{tmp_path / 'b' / 'registry.db'}"})
     apply_feature_repo(alone)

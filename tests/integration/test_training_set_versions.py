@@ -77,8 +77,8 @@ def test_the_next_day_keeps_the_files_of_the_days_before_and_judges_only_the_oth
         seen.append(found.counts()[0])
         return found
 
-    judge = gate.evaluate_rules
-    monkeypatch.setattr(gate, "evaluate_rules", watched)
+    judge = gate.write_verdicts
+    monkeypatch.setattr(gate, "write_verdicts", watched)
     # The ratio of real to synthetic weight takes no step between these two days.
     monkeypatch.setattr("scalr_prod.training_set.build.measure_real_to_synthetic", lambda *_: 2.0)
     _, first, former = build(project, name="days", cutoff=at(DAYS - 1))
