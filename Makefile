@@ -42,7 +42,7 @@ test: setup browser style ## representative cases of every behaviour, on real co
 run-tests:
 	$(PYTEST) -m "not nightly and not long" -n $(WORKERS) --dist loadfile
 
-# Long tests start several Triton servers each.
+# Triton servers did not all come up, or were lost, while three processes each started several of them on two cores.
 test-long: WORKERS = 2
 test-long: setup ## further cases, rarer operations, properties of the whole, and more examples of hypothesis; CI runs it after make test
 	$(PYTEST) -m "long and not nightly" -n $(WORKERS) --dist loadfile

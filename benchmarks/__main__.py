@@ -4,7 +4,7 @@ Usage: python -m benchmarks [point_in_time data_path scoring limits gpu generati
        python -m benchmarks [day daily growth scale catalogue workers lift set_aside default_weight default_run ease abxi soak privacy]
        python -m benchmarks [worlds world_lifts loop selection]
 
-Those of the second and third line run only when they are named: ``growth`` takes a minute, ``selection`` two, ``scale`` hours at its
+Those of the second and third line run only when they are named: ``growth`` takes a minute, ``selection`` ten, ``scale`` hours at its
 default size, ``lift`` and ``abxi`` up to an hour, ``worlds``, ``world_lifts``, ``set_aside`` and ``ease`` half an hour, ``catalogue``,
 ``default_run`` and ``privacy`` a quarter, ``loop`` twenty minutes, ``soak``, ``day``, ``daily`` and ``workers`` ten minutes.
 

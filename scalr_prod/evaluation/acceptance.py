@@ -32,8 +32,8 @@ _PRIOR_SD: Final = 50.0
 _HARM: Final = 2.0
 #: Highest accepted probability of harm.
 MAX_HARM_PROBABILITY: Final = 0.2
-#: How much wider the interval is told than it was measured: the groups' choices share three quarters of their users, which the error of
-#: their sum leaves out. Nadeau and Bengio (2003): the variance is 1 + n_judged / n_choosing × groups times as large, here 1 + 5 / 4.
+#: How much wider the reported interval is than the measured one: the groups' choices share three quarters of their users, which the error
+#: of their sum leaves out. Nadeau and Bengio (2003): the variance is 1 + n_judged / n_choosing × groups times as large, here 1 + 5 / 4.
 _NESTED_FACTOR: Final = (1 + 5 / 4) ** 0.5
 #: Two-sided p-value below which real+scalr is ahead of the same events given to other users: 1 % on the side that matters.
 _SIGNIFICANT: Final = 0.02
@@ -55,7 +55,7 @@ class GainEstimate:
     def from_comparison(cls, comparison: ArmComparison) -> GainEstimate:
         """Combine a measured lift with the prior. Both are taken as normal."""
         variance = comparison.lift_error**2
-        if not variance >= 0:  # NaN: the baseline is 0
+        if not variance >= 0:  # NaN: the baseline found nothing, so a gain over it has no size
             return cls(_PRIOR_SD, 0.0) if comparison.difference_ci95[0] > 0 else cls(0.0, 1.0)
         if variance == 0:
             return cls(comparison.lift_pct, float(comparison.lift_pct < -_HARM))
@@ -86,7 +86,7 @@ class Acceptance:
         return GainEstimate.from_comparison(self.over_real)
 
     @property
-    def told(self) -> ArmComparison:
+    def reported(self) -> ArmComparison:
         """The comparison with real events only, with an interval that allows for the choice (`_NESTED_FACTOR`)."""
         return self.over_real.widened(_NESTED_FACTOR)
 
@@ -108,15 +108,15 @@ class Acceptance:
         return describe_acceptance(self.candidate.weights if self.passed else (0.0,) * 3, self.to_json())
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values; lift, interval and p-value are those over real events only, as told."""
+        """Return plain JSON values; lift, interval and p-value are those of `reported`."""
         gain = self.gain
         found = {
             "passed": self.passed,
             "expected_pct": gain.expected_pct,
             "harm_probability": gain.harm_probability,
             "max_harm_probability": MAX_HARM_PROBABILITY,
-            "p_value": self.told.p_value,
-        } | self.told.lift_to_json()
+            "p_value": self.reported.p_value,
+        } | self.reported.lift_to_json()
         if self.signal is not None:
             found |= {"signal": self.signal.value, "personal": self.is_personal}
         if self.over_shuffled is not None:

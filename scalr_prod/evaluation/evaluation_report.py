@@ -13,7 +13,7 @@ import numpy as np
 from scalr_prod.core.atomic_io import atomic_path, write_text
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.evaluation.acceptance import describe_acceptance
-from scalr_prod.evaluation.arms import CLUSTER_BASELINE, JOINT_BASELINE, POPULARITY_BASELINE, REAL_ONLY, WITH_SYNTHETIC
+from scalr_prod.evaluation.arms import CLUSTER_BASELINE, JOINT_BASELINE, REAL_ONLY, WITH_SYNTHETIC
 from scalr_prod.evaluation.ranking_metrics import calibration_metrics
 from scalr_prod.evaluation.signal import describe_signal
 from scalr_prod.evaluation.statistics import ArmComparison, MetricContributions, TwoWayClusters, holm_adjust
@@ -281,27 +281,25 @@ def build_verdict(results: ArmOutcomes, family: str, best_baselines: Mapping[str
         best_baselines: ``all`` and each segment → the better of popularity baseline and real events only, see `Tuner.best_baselines`.
     """
     panel, outcomes = results.panel, results.plain
-    # A segment without validation users has none that was measured to be better.
-    baselines = {name: best_baselines.get(name, POPULARITY_BASELINE) for name in SEGMENTS}
-    wanted = {WITH_SYNTHETIC, *_CROSS_DOMAIN_BASELINES.values(), *baselines.values()}
+    wanted = {WITH_SYNTHETIC, *_CROSS_DOMAIN_BASELINES.values(), *(best_baselines[name] for name in SEGMENTS)}
     clusters = TwoWayClusters(panel.user, panel.n_items)
     ndcg = {arm: panel.ndcg_contributions(outcomes[arm]) for arm in wanted if arm in outcomes}
     masks = panel.segment_masks()
-    best = MetricContributions.concat([ndcg[baselines[name]].select_cases(cases) for name, cases in masks.items()])
+    best = MetricContributions.concat([ndcg[best_baselines[name]].select_cases(cases) for name, cases in masks.items()])
     overall = clusters.compare(ndcg[WITH_SYNTHETIC], best)
     row: dict[str, Any] = {"model": family} | _lift_over_best(overall, best_baselines["all"])
     row |= {"difference": overall.difference, "difference_ci95": list(overall.difference_ci95)}
     row |= _lifts_over_cross_domain(clusters, ndcg)
     for name, cases in masks.items():
-        over_best = clusters.compare(ndcg[WITH_SYNTHETIC], ndcg[baselines[name]], cases)
-        row[name] = _lift_over_best(over_best, baselines[name]) | {"cases": int(cases.sum())}
+        over_best = clusters.compare(ndcg[WITH_SYNTHETIC], ndcg[best_baselines[name]], cases)
+        row[name] = _lift_over_best(over_best, best_baselines[name]) | {"cases": int(cases.sum())}
         row[name] |= _lifts_over_cross_domain(clusters, ndcg, cases)
     if REAL_ONLY in results.blended and WITH_SYNTHETIC in results.blended:
         blended, real = (panel.ndcg_contributions(results.blended[arm]) for arm in (WITH_SYNTHETIC, REAL_ONLY))
         row["blended"] = _lift_over_best(clusters.compare(blended, real), REAL_ONLY)
     new_panel = results.new_user_panel
     if new_panel is not None and WITH_SYNTHETIC in results.new_users:
-        baseline = baselines[SEGMENTS[0]]
+        baseline = best_baselines[SEGMENTS[0]]
         new = {
             arm: new_panel.ndcg_contributions(results.new_users[arm])
             for arm in (WITH_SYNTHETIC, baseline, *_CROSS_DOMAIN_BASELINES.values())

@@ -139,7 +139,7 @@ class ValidationResults:
             results["bar"] = self.acceptance.to_json()
             if not self.acceptance.passed:
                 candidate = self.acceptance.candidate.hyperparameters_to_json()
-                results["refused"] = self.acceptance.told.lift_to_json() | {"choice": candidate}
+                results["refused"] = self.acceptance.reported.lift_to_json() | {"choice": candidate}
         return results
 
 
@@ -300,17 +300,21 @@ class Tuner:
         return self._real_arm
 
     def best_baselines(self) -> dict[str, str]:
-        """Return the better of the popularity baseline and real events only on validation, for each segment with users.
+        """Return the better of the popularity baseline and real events only on validation, for each segment.
 
-        ``all`` is that baseline, or `BEST_BY_SEGMENT` if segments differ.
+        A segment without validation users has the better one of all users; cold users, for whom a model may rank nothing, the list. ``all``
+        is the baseline of every segment, or `BEST_BY_SEGMENT` if they differ.
         """
         real, popularity = self.trials.ndcg(self.real_arm()), self.recent_popularity.user_ndcg
-        masks = {name: self.segments == number for number, name in enumerate(SEGMENTS)}
-        found = {
-            name: POPULARITY_BASELINE if popularity[users].mean() > real[users].mean() else REAL_ONLY
-            for name, users in masks.items()
-            if users.any()
-        }
+
+        def better(users: NDArray[np.bool_]) -> str:
+            return POPULARITY_BASELINE if popularity[users].mean() > real[users].mean() else REAL_ONLY
+
+        overall = better(np.ones(len(real), dtype=bool))
+        found = dict(zip(SEGMENTS, (POPULARITY_BASELINE, overall, overall), strict=True))
+        for number, name in enumerate(SEGMENTS):
+            if (users := self.segments == number).any():
+                found[name] = better(users)
         names = set(found.values())
         return {"all": names.pop() if len(names) == 1 else BEST_BY_SEGMENT} | found
 

@@ -16,6 +16,7 @@ from scalr_prod.evaluation.arms import (
     WITH_SYNTHETIC,
 )
 from scalr_prod.evaluation.signal import Signal, classify_signal
+from scalr_prod.generation import SEGMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -209,9 +210,11 @@ def _next_step(effect: Effect, verdict: Mapping[str, Any], *, is_quick: bool) ->
 
 def _better_for(verdict: Mapping[str, Any]) -> str:
     """Describe the baseline that is better, for the groups of users for whom it is significantly so."""
-    behind = [name for name in ("cold", "sparse", "dense") if name in verdict and (verdict[name]["ci95"][1] or 0.0) < 0]
-    lists = [name for name in behind if verdict[name]["best_baseline"] == POPULARITY_BASELINE]
-    if not lists or len(lists) == len([name for name in ("cold", "sparse", "dense") if name in verdict]):
+    segments = {name: verdict[name] for name in SEGMENTS if name in verdict}
+    lists = [
+        name for name, part in segments.items() if part["best_baseline"] == POPULARITY_BASELINE and (part["ci95"][1] or 0.0) < 0
+    ]
+    if not lists or len(lists) == len(segments):
         return _BASELINES[verdict["best_baseline"]]
     return f"{_ARMS[POPULARITY_BASELINE]} to users with {' or '.join(_USERS[name] for name in lists)}"
 

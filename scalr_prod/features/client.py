@@ -304,6 +304,23 @@ def feast_error(finding: str, error: Exception, *, where: Path, secrets: Iterabl
     return FeatureStoreError(f"{finding}: {message}", where=str(where), next_step=next_step)
 
 
+def unopened_repository_error(file: Path, content: Any, error: Exception) -> FeatureStoreError:
+    """Return the error of a repository that Feast cannot open. It does not wrap errors of YAML, pydantic, drivers or addresses.
+
+    Args:
+        file: Its feature_store.yaml.
+        content: What the file contains, if that could be read.
+        error: The exception.
+    """
+    return feast_error(
+        "Feast cannot open the repository",
+        error,
+        where=file,
+        secrets=secrets_in(content, options=True) if isinstance(content, dict) else (),
+        next_step="see that `feast apply` works there",
+    )
+
+
 def _is_outage(error: Exception) -> bool:
     """Return whether a database or an operating system refused the work, for whatever names."""
     from sqlalchemy.exc import InterfaceError, OperationalError

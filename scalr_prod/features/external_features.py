@@ -14,9 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from feast_delta.columns import is_hidden_until_created, source_columns
-from scalr_prod.core.redaction import secrets_in
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.features.client import feast_error, join_point_in_time, open_feature_store, translate_feast_errors
+from scalr_prod.features.client import (
+    join_point_in_time,
+    open_feature_store,
+    translate_feast_errors,
+    unopened_repository_error,
+)
 from scalr_prod.features.sources import ServiceSources, feature_sources
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, PROVENANCE_COLUMNS, USER_ID, Table
 
@@ -174,14 +178,7 @@ def _opened(repo: Path, memory_mb: int, storage_options: dict[str, str]) -> Feat
             next_step="correct [training_set] features_repo",
         ) from error
     except Exception as error:
-        # Feast does not wrap errors of YAML, pydantic, drivers or unreachable addresses.
-        raise feast_error(
-            "Feast cannot open the repository",
-            error,
-            where=file,
-            secrets=secrets_in(content, options=True) if isinstance(content, dict) else (),
-            next_step="see that `feast apply` works there",
-        ) from error
+        raise unopened_repository_error(file, content, error) from error
 
 
 def _projection(name: str, views: dict[str, FeatureView], services: Iterable[str], where: str) -> FeatureViewProjection:

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.core.redaction import secrets_in
 from scalr_prod.errors import FeatureStoreError, SettingsError, UnreadableInput
-from scalr_prod.features.client import capture_feast_output, feast_error, open_feature_store, translate_feast_errors
+from scalr_prod.features.client import (
+    capture_feast_output,
+    open_feature_store,
+    translate_feast_errors,
+    unopened_repository_error,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,14 +94,7 @@ def _open_store(repo: Path | None, settings: Settings | None) -> FeatureStore:
         store = FeatureStore(repo_path=str(repo))
         _ = store.registry  # opened at first use
     except Exception as error:
-        # Feast does not wrap errors of YAML, pydantic, drivers or unreachable addresses.
-        raise feast_error(
-            "Feast cannot open the repository",
-            error,
-            where=file,
-            secrets=secrets_in(content, options=True) if isinstance(content, dict) else (),
-            next_step="see that `feast apply` works there",
-        ) from error
+        raise unopened_repository_error(file, content, error) from error
     return store
 
 

@@ -160,25 +160,25 @@ def audit_candidates(
         root = (str(folder), {}) if executor.is_local else (lake.uri(Table.TARGET_EVENTS), lake.storage_options)
         with shuffle_folder(*root) as shuffled:
             job = RegroupJob(
-                lake,
-                {RULE_VIEWS.get(name, TABLES["published"]): table.version() for name, table in opened.items()},
-                plan.conditions,
-                _write_run_users(connection, plan, shuffled),
-                _share_candidates(files, schema, executor, shuffled),
-                plan.bounds,
-                hash_bounds(sum(group.rows for group in plan.groups)),
-                shuffled,
+                lake=lake,
+                versions={RULE_VIEWS.get(name, TABLES["published"]): table.version() for name, table in opened.items()},
+                conditions=plan.conditions,
+                users=_write_run_users(connection, plan, shuffled),
+                candidates=_share_candidates(files, schema, executor, shuffled),
+                bounds=plan.bounds,
+                id_bounds=hash_bounds(sum(group.rows for group in plan.groups)),
+                folder=shuffled,
             )
             regrouped = regroup_by_user(executor, job, plan.parts, connection)
             audit = AuditJob(
-                job,
-                rules,
-                settings.domains.source_names,
-                timestamp_literal(spec.as_of),
-                _context_sql(spec),
-                _write_items(connection, regrouped, shuffled),
-                None if reference is None else history_length(spec),
-                _schemas(lake, schema),
+                regrouped=job,
+                rules=rules,
+                sources=settings.domains.source_names,
+                as_of=timestamp_literal(spec.as_of),
+                is_context=_context_sql(spec),
+                items=_write_items(connection, regrouped, shuffled),
+                history_length=None if reference is None else history_length(spec),
+                schemas=_schemas(lake, schema),
             )
             consent = _write_consent(settings, spec, job, connection)
             calls = ((audit, inputs) for inputs in _partition_inputs(plan, regrouped, consent))

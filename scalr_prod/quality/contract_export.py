@@ -7,10 +7,9 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.redaction import redact, redact_url
-from scalr_prod.errors import QualityError, SettingsError, TableNotFound
+from scalr_prod.errors import SettingsError, TableNotFound
 from scalr_prod.lake import Lake
 from scalr_prod.quality.contract_terms import (
     API_VERSION,
@@ -25,6 +24,7 @@ from scalr_prod.quality.contract_terms import (
     custom_properties,
     to_contract_format,
 )
+from scalr_prod.quality.new_file import write_new_file
 from scalr_prod.quality.suites import read_suite
 from scalr_prod.schemas import ITEM_ID, USER_ID, Table, id_type_of
 
@@ -111,15 +111,7 @@ def export_contract(settings: Settings, place: str, path: Path, *, suite: str | 
         id_types=_id_types(settings, place),
         rules=[_custom_rule(one) for one in entries],
     )
-    try:
-        if path.exists():
-            raise QualityError("already exists", where=str(path), next_step="remove it, or name another file")
-        with atomic_path(path) as unfinished:
-            unfinished.write_text(yaml.safe_dump(contract, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
-    except OSError as error:
-        raise QualityError(
-            f"cannot be written: {error.strerror}", where=str(path), next_step="name a file in a folder that you may write to"
-        ) from error
+    write_new_file(path, yaml.safe_dump(contract, sort_keys=False, allow_unicode=True, width=120))
     columns = tuple(one["name"] for one in contract["schema"][0]["properties"])
     return ContractExport(str(path), contract["id"], columns, left_out)
 

@@ -18,6 +18,7 @@ from scalr_prod.errors import QualityError, SettingsError, UnreadableInput
 from scalr_prod.plugins import READERS
 from scalr_prod.quality.contract_rules import suite_entry, type_entries
 from scalr_prod.quality.contract_terms import DETECTED, EVENTS, ITEMS, KIND, ROLE, SECRET_KEYS, custom_key, from_contract_format
+from scalr_prod.quality.new_file import write_new_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -71,15 +72,15 @@ class _Reading:
     expectations: list[dict[str, Any]] = field(default_factory=list)
     not_expressed: list[str] = field(default_factory=list)
 
-    def tell(self, part: str) -> None:
+    def note(self, part: str) -> None:
         if part not in self.not_expressed:
             self.not_expressed.append(part)
 
-    def tell_unknown(self, values: Mapping[str, Any], known: set[str], where: str = "") -> None:
+    def note_unknown(self, values: Mapping[str, Any], known: set[str], where: str = "") -> None:
         """Note the keys that are not known, unless their value says nothing."""
         for key, value in values.items():
             if key not in known and value not in (None, False, -1, "", [], {}):
-                self.tell(f"{where}{key}")
+                self.note(f"{where}{key}")
 
 
 def import_contract(
@@ -101,16 +102,16 @@ def import_contract(
     if not re.fullmatch(r"source|target|sources\.[A-Za-z_][A-Za-z0-9_]{0,63}", place):
         raise SettingsError(f"there is no log {place!r}", where="--log", next_step="name source, target, or sources.<name>")
     reading = _Reading()
-    reading.tell_unknown(contract, {*_DESCRIPTIVE, "servers", "schema", "customProperties"})
+    reading.note_unknown(contract, {*_DESCRIPTIVE, "servers", "schema", "customProperties"})
     events = _events_object(contract, schema_object, str(path))
-    reading.tell_unknown(events, {*_OF_OBJECT, "properties", "quality"}, f"schema.{events.get('name')}.")
+    reading.note_unknown(events, {*_OF_OBJECT, "properties", "quality"}, f"schema.{events.get('name')}.")
     own = {}
     for index, entry in enumerate(_mappings(contract, "customProperties")):
         key = custom_key(str(entry.get("property")))
         if key in DomainSettings.model_fields and key not in _TAKEN:
             own[key] = entry.get("value")
         else:
-            reading.tell(f"customProperties.{entry.get('property', index)}")
+            reading.note(f"customProperties.{entry.get('property', index)}")
     reading.settings["name"] = contract.get("domain") or contract.get("name") or path.stem
     _read_servers(contract, reading)
     _read_columns(events, dict(columns or {}), reading, str(path))
@@ -125,7 +126,7 @@ def import_contract(
             if named := {role: name for role, name in roles.items() if defaults[role] != name}:
                 reading.settings["item_columns"] = named
         else:
-            reading.tell(f"schema.{other.get('name')}")
+            reading.note(f"schema.{other.get('name')}")
     reading.settings |= own
     settings = _checked(reading, str(path))
     return ContractImport(place, settings, render_section(place, settings), reading.expectations, reading.not_expressed)
@@ -149,16 +150,7 @@ def write_contract_suite(path: Path, found: ContractImport) -> str:
     if not found.expectations:
         raise QualityError("the contract has no rule for a suite", where=str(path), next_step="leave out --suite")
     text = yaml.safe_dump({"name": path.stem, "expectations": [dict(one) for one in found.expectations]}, sort_keys=False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise QualityError("already exists", where=str(path), next_step="remove it, or name another file") from error
-    except OSError as error:
-        raise QualityError(
-            f"cannot be written: {error.strerror}", where=str(path), next_step="name a file in a folder that you may write to"
-        ) from error
+    write_new_file(path, text)
     return str(path)
 
 
@@ -225,7 +217,7 @@ def _read_servers(contract: Mapping[str, Any], reading: _Reading) -> None:
             continue
         location = server.get("path") or server.get("location")
         if not isinstance(location, str):
-            reading.tell(f"servers.{server.get('server')} ({server.get('type')})")
+            reading.note(f"servers.{server.get('server')} ({server.get('type')})")
             continue
         reading.settings[key] = location
         form = server.get("format")
@@ -233,15 +225,15 @@ def _read_servers(contract: Mapping[str, Any], reading: _Reading) -> None:
             if READERS.find_problem(str(form)) is None:
                 reading.settings["format"] = form
             else:
-                reading.tell(f"servers.{server.get('server')}.format ({form})")
-        reading.tell_unknown(
+                reading.note(f"servers.{server.get('server')}.format ({form})")
+        reading.note_unknown(
             server,
             {"id", "server", "type", "description", "environment", "path", "location", "format"},
             f"servers.{server.get('server')}.",
         )
     for server in servers:
         if server is not log and server is not items:
-            reading.tell(f"servers.{server.get('server')}")
+            reading.note(f"servers.{server.get('server')}")
 
 
 def _read_columns(events: Mapping[str, Any], given: dict[str, str], reading: _Reading, where: str) -> None:
@@ -273,10 +265,10 @@ def _column_roles(columns: Mapping[str, Mapping[str, Any]], given: dict[str, str
 
 def _read_column(column: Mapping[str, Any], name: str, role: str | None, at: str, reading: _Reading) -> None:
     """Take a column's constraints: those that are settings, and the others as expectations."""
-    reading.tell_unknown(column, {*_OF_COLUMN, "required", "unique", "logicalTypeOptions", "quality", "customProperties"}, at)
+    reading.note_unknown(column, {*_OF_COLUMN, "required", "unique", "logicalTypeOptions", "quality", "customProperties"}, at)
     for entry in _mappings(column, "customProperties"):
         if entry.get("property") != ROLE:
-            reading.tell(f"{at}customProperties.{entry.get('property')}")
+            reading.note(f"{at}customProperties.{entry.get('property')}")
     asked = column.get("logicalTypeOptions")
     options = dict(asked) if isinstance(asked, dict) else {}
     if role == "timestamp":
@@ -288,7 +280,7 @@ def _read_column(column: Mapping[str, Any], name: str, role: str | None, at: str
     entries, unknown = type_entries(name, options, required=required, unique=bool(column.get("unique")))
     reading.expectations += entries
     for key in unknown:
-        reading.tell(f"{at}logicalTypeOptions.{key}")
+        reading.note(f"{at}logicalTypeOptions.{key}")
     for number, rule in enumerate(_mappings(column, "quality")):
         if not _read_limit(rule, role, reading):
             _add_rule(rule, name, f"{at}quality[{number}]", reading)
@@ -302,19 +294,19 @@ def _read_times(options: dict[str, Any], at: str, reading: _Reading) -> None:
         try:
             reading.settings["timezone"] = ZoneInfo(str(zone)).key
         except (ZoneInfoNotFoundError, ValueError):
-            reading.tell(f"{at}logicalTypeOptions.defaultTimezone")
+            reading.note(f"{at}logicalTypeOptions.defaultTimezone")
     pattern = options.pop("format", None)
     if pattern is not None:
         converted = from_contract_format(str(pattern))
         if converted is None or "%Y" not in converted:
-            reading.tell(f"{at}logicalTypeOptions.format")
+            reading.note(f"{at}logicalTypeOptions.format")
         elif not converted.startswith("%Y-%m-%d"):  # else ISO 8601, which is read without a format
             reading.settings["timestamp_format"] = converted
     if (minimum := options.pop("minimum", None)) is not None:
         try:
             moment = datetime.fromisoformat(str(minimum))  # YAML may have read it as a date
         except ValueError:
-            reading.tell(f"{at}logicalTypeOptions.minimum")
+            reading.note(f"{at}logicalTypeOptions.minimum")
             return
         own = ZoneInfo(reading.settings["timezone"]) if "timezone" in reading.settings else UTC
         reading.settings["earliest"] = (moment if moment.tzinfo else moment.replace(tzinfo=own)).isoformat()
@@ -350,7 +342,7 @@ def _allowed_share(rule: Mapping[str, Any]) -> float | None:
 def _add_rule(rule: Mapping[str, Any], column: str | None, at: str, reading: _Reading) -> None:
     entry = suite_entry(rule, column, share=_allowed_share(rule))
     if entry is None:
-        reading.tell(f"{at} ({rule.get('metric') or rule.get('rule') or rule.get('type') or 'no metric'})")
+        reading.note(f"{at} ({rule.get('metric') or rule.get('rule') or rule.get('type') or 'no metric'})")
     else:
         reading.expectations.append(entry)
 
@@ -361,10 +353,10 @@ def _checked(reading: _Reading, where: str) -> dict[str, Any]:
     if "query" in values:
         values |= {"url": _PLACEHOLDER}
         values.pop("events", None)
-        reading.tell("url of the query: a contract has no secrets, so give it by the settings or the environment")
+        reading.note("url of the query: a contract has no secrets, so give it by the settings or the environment")
     elif "events" not in values:
         values["events"] = ""
-        reading.tell("the log's location: set events")
+        reading.note("the log's location: set events")
     try:
         section = DomainSettings.model_validate(values)
     except ValidationError as error:

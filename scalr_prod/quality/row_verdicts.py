@@ -26,7 +26,7 @@ class RowVerdicts:
         connection: DuckDB connection; the view is created in it.
         rules: The rules.
         shown: Columns that identify a row in examples.
-        query: DuckDB query of the view, which reads files alone.
+        query: DuckDB query of the view, which reads files only.
     """
 
     def __init__(self, connection: Any, rules: Sequence[RowRule], shown: Sequence[str], query: str) -> None:

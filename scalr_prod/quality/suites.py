@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import QualityError, SettingsError
+from scalr_prod.quality.new_file import write_new_file
 from scalr_prod.schemas import CREATED_TIMESTAMP, SPLIT
 
 if TYPE_CHECKING:
@@ -116,16 +117,7 @@ def write_suite(path: Path, columns: Mapping[str, str] | None = None, *, name: s
                 where=f"--{role}",
                 next_step="write the suite without it, then edit the name in the file",
             )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(_render(name, columns or {}))
-    except FileExistsError as error:
-        raise QualityError("already exists", where=str(path), next_step="edit it, or name another file") from error
-    except OSError as error:
-        raise QualityError(
-            f"cannot be written: {error.strerror}", where=str(path), next_step="name a file in a folder that you may write to"
-        ) from error
+    write_new_file(path, _render(name, columns or {}), if_exists="edit it, or name another file")
     return str(path)
 
 

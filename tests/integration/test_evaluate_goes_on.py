@@ -137,9 +137,11 @@ def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path,
 
 
 def test_a_verdict_says_what_the_docs_show():
-    lifts = {"ci95": [59.5, 115.9], "lift_over_best_pct": 84.9, "best_baseline": "real"}
-    cold = {"ci95": [72.4, 237.7], "lift_over_best_pct": 129.6, "best_baseline": "real"}
-    verdict = lifts | {"model": "als", "cold": cold}
+    clusters = {"over_clusters": {"ci95": [64.7, 109.6], "lift_pct": 85.8}}
+    lifts = {"ci95": [68.9, 142.1], "lift_over_best_pct": 102.2, "best_baseline": "best_by_segment"} | clusters
+    cold = {"ci95": [80.3, 250.5], "lift_over_best_pct": 151.4, "best_baseline": "popular_lately"}
+    new = {"ci95": [71.8, 246.0], "lift_over_best_pct": 143.8, "best_baseline": "popular_lately"}
+    verdict = lifts | {"model": "als", "cold": cold, "new": new}
     choices = {"als": {"helps": True, "validation": None, "options": {}}}
     summary = summarize_verdict({"verdict": {"quick": True, "models": [verdict]}, "choices": choices, "arms": []})
     assert difference(example("docs/guides/evaluation.md")[-1], f"quick verdict: {summary.answer} {summary.certainty}") == ""

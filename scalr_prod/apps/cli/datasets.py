@@ -304,7 +304,9 @@ def quality_import_contract(
     log: Annotated[str, typer.Option(help="The log that the settings are for: source, sources.NAME or target.")] = "target",
     column: Annotated[
         list[str] | None,
-        typer.Option(help="A column that the contract does not tell, as role=name, such as user=customer_id; repeat for more."),
+        typer.Option(
+            help="A column whose role the contract does not give, as role=name, such as user=customer_id; repeat for more."
+        ),
     ] = None,
     schema_object: Annotated[
         str | None, typer.Option("--object", help="The object of the schema with the events, where there are several.")

@@ -23,7 +23,7 @@ def comparison(lift: float, p_value: float = 0.5, margin: float = 5.0) -> ArmCom
     return ArmComparison(lift, margin / 1.96, (low, high), lift / 1000, (low / 1000, high / 1000), p_value)
 
 
-# Told 1.5 times as wide as measured, in log(arm / baseline).
+# Reported 1.5 times as wide as measured, in log(arm / baseline).
 SMALL_GAIN = "+1.0 % over real events only (95 %: -16.5 … +19.5)"
 GAIN = "+12.3 % over real events only (95 %: +4.9 … +19.9)"
 

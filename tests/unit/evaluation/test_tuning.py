@@ -293,6 +293,16 @@ def test_the_list_does_not_decide_for_a_model_that_is_not_blended_with_it():
     assert any(choice.weights)
 
 
+def test_cold_users_are_compared_with_the_list_if_validation_has_none_of_them():
+    """A quick verdict validates on users as they are, who all have a history; a model may rank nothing for the others."""
+    judge = Judge(lambda *_: np.zeros(USERS), lambda half_life: -0.5)
+    judge.segments = np.full(USERS, 2)
+    splits = [ValidationSplit(judge, Maker())]
+    tuner = Tuner("als", splits, SETTINGS, tune_half_life(splits), lambda *_: None)
+    best = {"cold": "popular_lately", "sparse": "real", "dense": "real"}
+    assert tuner.best_baselines() == {"all": "best_by_segment"} | best
+
+
 def test_the_joint_baseline_gets_the_weight_that_suits_it():
     choice, figures = chosen(
         lambda arm, choice, segment: np.full(

@@ -126,12 +126,16 @@ def test_new_users_and_blended_models_stand_beside_the_users_as_they_are(panel):
     assert rows["real+scalr"]["slices"]["new"]["lift_pct"] == pytest.approx(rows["real+scalr"]["lift_pct"])
     assert "lift_pct" not in rows["real"]["slices"]["new"]
     assert rows["real"]["slices"]["blended"]["ndcg"] == pytest.approx(rows["real+scalr"]["metrics"]["ndcg"])
-    verdict = build_verdict(results, "als", {"all": "real", "cold": "popular_lately"})
+    verdict = build_verdict(
+        results, "als", {"all": "best_by_segment", "cold": "popular_lately", "sparse": "real", "dense": "real"}
+    )
     assert verdict["blended"]["lift_over_best_pct"] == pytest.approx(0)
     assert verdict["new"]["best_baseline"] == "popular_lately"
     assert verdict["new"]["cases"] == 4
     assert verdict["new"]["lift_over_best_pct"] == pytest.approx(rows["real+scalr"]["lift_pct"])
-    assert not {"new", "blended"} & build_verdict(alone, "als", {"all": "real"}).keys()
+    assert (
+        not {"new", "blended"} & build_verdict(alone, "als", dict.fromkeys(("all", "cold", "sparse", "dense"), "real")).keys()
+    )
 
 
 def judged(case, item, label, probability):
