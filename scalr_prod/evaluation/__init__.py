@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from scalr_prod.evaluation.domain_scout import ScoutReport, scout
     from scalr_prod.evaluation.evaluation import evaluate
     from scalr_prod.evaluation.evaluation_report import EvaluationReport
     from scalr_prod.evaluation.interactions import DownstreamModel, Interactions
@@ -19,8 +20,10 @@ __all__ = [
     "EvaluationReport",
     "EvaluationRequest",
     "Interactions",
+    "ScoutReport",
     "VerdictSummary",
     "evaluate",
+    "scout",
     "summarize_verdict",
 ]
 
@@ -31,8 +34,10 @@ __getattr__ = lazy_exports(
         "EvaluationReport": "evaluation_report",
         "EvaluationRequest": "plan",
         "Interactions": "interactions",
+        "ScoutReport": "domain_scout",
         "VerdictSummary": "verdict_summary",
         "evaluate": "evaluation",
+        "scout": "domain_scout",
         "summarize_verdict": "verdict_summary",
     },
 )

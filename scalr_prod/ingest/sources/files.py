@@ -156,7 +156,7 @@ def expand_files(source: LogSource) -> list[ResolvedPath]:
         if _has_magic(path) and not filesystem.exists(path):
             paths = sorted(filesystem.glob(path))
         elif filesystem.isdir(path):
-            paths = sorted(name for name in filesystem.find(path) if _known(name))
+            paths = sorted(name for name in filesystem.find(path) if has_known_format(name))
         else:
             paths = [path] if filesystem.exists(path) else []
         ensure_no_tables(filesystem, paths, url)
@@ -181,7 +181,8 @@ def _has_magic(path: str) -> bool:
     return any(sign in path for sign in "*?[")
 
 
-def _known(name: str) -> bool:
+def has_known_format(name: str) -> bool:
+    """Return whether a file's name tells that it is a log: it has a known suffix, and is not hidden."""
     path = PurePosixPath(name)
     hidden = any(part.startswith((".", "_")) for part in path.parts[-1:])
     return not hidden and any(suffix.lower() in _FORMATS for suffix in path.suffixes[-2:])

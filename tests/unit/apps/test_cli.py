@@ -46,6 +46,7 @@ COMMANDS = [
     "publication enable",
     "quality check",
     "init",
+    "scout",
     "config show",
 ]
 
