@@ -181,7 +181,7 @@ def measure_pair(settings: Settings, names: tuple[str, str], source: DomainLog, 
     }
 
     def measured(**more: Any) -> PairMeasurement:
-        return PairMeasurement(*names, **found, **more)
+        return PairMeasurement(source=names[0], target=names[1], **found, **more)
 
     try:
         source.ensure_same_ids(target)

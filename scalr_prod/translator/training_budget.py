@@ -88,7 +88,8 @@ class _SliceCounts:
 
     @property
     def length(self) -> int:
-        return self._pairs.log.history.shape[1]
+        length: int = self._pairs.log.history.shape[1]
+        return length
 
 
 def estimate_shared_work(name: str, pairs: TrainingSlice) -> float:

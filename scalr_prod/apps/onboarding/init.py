@@ -292,7 +292,11 @@ def _section(domains: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def build_settings(sections: dict[str, Any], base: Path, *, option: str) -> Settings:
-    """Build the settings of a request; their errors name the option, unless an environment variable is the cause."""
+    """Build the settings of a request; their errors name the option, unless an environment variable is the cause.
+
+    Raises:
+        SettingsError: A value is invalid.
+    """
     from scalr_prod.config import settings_from_dict
 
     try:

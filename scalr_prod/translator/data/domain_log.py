@@ -188,9 +188,10 @@ def _sample_users(users: pa.Array, source: NDArray[np.int32], target: NDArray[np
     counts = np.stack([np.bincount(number, minlength=len(users)) for number in (source, target)])
     kept = np.zeros(len(users), dtype=bool)
     in_order = np.argsort(stable_hash(users), kind="stable")
-    both = (counts > 0).all(0)
+    has_source, has_target = counts > 0
+    both = has_source & has_target
     left = np.array([max_events, max_events])
-    for candidates, domains in ((both, (0, 1)), (~both & (counts[0] > 0), (0,)), (~both & (counts[1] > 0), (1,))):
+    for candidates, domains in ((both, (0, 1)), (has_source & ~both, (0,)), (has_target & ~both, (1,))):
         ordered = in_order[candidates[in_order]]
         totals = np.cumsum(counts[:, ordered], axis=1)
         fitting = min(int(np.searchsorted(totals[domain], left[domain], side="right")) for domain in domains)
