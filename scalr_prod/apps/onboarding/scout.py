@@ -168,7 +168,7 @@ def plan_scout(requests: Sequence[LogRequest]) -> ScoutPlan:
     if len(requests) < _LEAST_LOGS:
         raise SettingsError(
             "no log was found" if not requests else "one log is no pair of domains",
-            where=requests[0].location if requests else "the folder of logs",
+            where=requests[0].place.partition(".")[2] if requests else "the folder of logs",
             next_step="name at least two: a folder with a log for each domain, or --log NAME=LOG for each",
         )
     base = Path.cwd()
