@@ -31,6 +31,7 @@ LEFT_OUT = {
     "lift_yelp_sasrec": "withdrawn: [lift](../experiments/lift.md#sasrec)",
     "loop": "a simulated loop: [the loop](../experiments/loop.md)",
     "privacy": "attacks, not speed or lift: [privacy](../experiments/privacy.md)",
+    "scout": "an order of pairs, not a model's lift: [what scalr scout expects](../experiments/lift.md#what-scalr-scout-expects)",
     "world_lifts": "simulated logs: [worlds with a known answer](../experiments/worlds.md)",
     "worlds": "simulated logs: [worlds with a known answer](../experiments/worlds.md)",
 }
