@@ -18,8 +18,9 @@ import json
 import os
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
@@ -28,6 +29,9 @@ from scipy.sparse import csr_matrix
 
 from benchmarks.bench_run import DATA
 from benchmarks.bench_set_aside import NAMED_FIRST, NAMED_LATER, YELP, queries_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: Folder, source and target.
 PAIRS = {
@@ -88,14 +92,9 @@ def _logs(name: str) -> tuple[pd.DataFrame, pd.DataFrame] | None:
 
 def judge_pair(source: pd.DataFrame, target: pd.DataFrame) -> dict[str, Any]:
     """Figures of one pair of logs."""
-    cutoff = target["timestamp"].quantile(0.8)
-    users = np.sort(target["user_id"].unique())
-    hidden = np.random.default_rng(SEED).choice(users, int(HIDDEN * len(users)), replace=False)
-    source = source[source["timestamp"] < cutoff]
-    known = target[(target["timestamp"] < cutoff) & ~target["user_id"].isin(hidden)]
-    scene = Scene(known, target[target["timestamp"] >= cutoff], source)
+    source, known, scene = split(source, target)
     baselines: dict[str, Any] = {
-        "popular_lately": scene.best({f"{days:g}": scene.ndcg(scene.popular(days)) for days in HALF_LIVES}),
+        "popular_lately": scene.best_list(),
         "als_real": scene.als(known.assign(weight=1.0)),
         "popular_in_cluster": scene.clusters(source),
         "als_both_domains": scene.joint(source),
@@ -105,26 +104,43 @@ def judge_pair(source: pd.DataFrame, target: pd.DataFrame) -> dict[str, Any]:
         "target_events": len(known),
         "test_users": len(scene.users),
         "cold_test_users": int(scene.cold.sum()),
-        **{name: told(one) for name, one in baselines.items()},
+        **{name: without_users(one) for name, one in baselines.items()},
     }
     print(f"without synthetic events: {found}", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        source.to_parquet(folder / "source.parquet")
-        known.to_parquet(folder / "target.parquet")
-        (folder / "scalr.toml").write_text(SETTINGS)
+    with run_folder(source, known) as folder:
         default = shipped(scene, folder)
         strongest = max(baselines, key=lambda name: baselines[name]["ndcg"])
 
         def compared(one: dict[str, Any]) -> dict[str, Any]:
             lift = lift_over(one["als"]["by_user"], baselines[strongest]["by_user"])
-            return one | {"als": told(one["als"]), "over_strongest": {"baseline": strongest} | lift}
+            return one | {"als": without_users(one["als"]), "over_strongest": {"baseline": strongest} | lift}
 
         found["default"] = compared(default)
         print(f"default: {found['default']}", file=sys.stderr, flush=True)
         found["oracle"] = oracle(scene, folder)
         print(f"oracle: {found['oracle']}", file=sys.stderr, flush=True)
         return found | {"after_evaluate": compared(evaluated(scene, folder))}
+
+
+def split(source: pd.DataFrame, target: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, Scene]:
+    """Source and target events that the project may know, and the scene of what came later."""
+    cutoff = target["timestamp"].quantile(0.8)
+    users = np.sort(target["user_id"].unique())
+    hidden = np.random.default_rng(SEED).choice(users, int(HIDDEN * len(users)), replace=False)
+    source = source[source["timestamp"] < cutoff]
+    known = target[(target["timestamp"] < cutoff) & ~target["user_id"].isin(hidden)]
+    return source, known, Scene(known, target[target["timestamp"] >= cutoff], source)
+
+
+@contextmanager
+def run_folder(source: pd.DataFrame, target: pd.DataFrame) -> Iterator[Path]:
+    """A folder with the logs and the shortest settings."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source.to_parquet(folder / "source.parquet")
+        target.to_parquet(folder / "target.parquet")
+        (folder / "scalr.toml").write_text(SETTINGS)
+        yield folder
 
 
 def oracle(scene: Scene, folder: Path) -> dict[str, Any]:
@@ -135,7 +151,7 @@ def oracle(scene: Scene, folder: Path) -> dict[str, Any]:
             settings = {"generation": {"temperature": temperature}, "training_set": {"synthetic_weight": weight}}
             als = shipped(scene, folder, **settings)["als"]
             found[f"temperature {temperature:g}, λ {weight:g}"] = als["by_user"]
-    return told(scene.best(found))
+    return without_users(scene.best(found))
 
 
 def shipped(scene: Scene, folder: Path, **settings: Any) -> dict[str, Any]:
@@ -181,7 +197,7 @@ def evaluated(scene: Scene, folder: Path) -> dict[str, Any]:
     return shipped(scene, folder) | verdict
 
 
-def told(one: dict[str, Any]) -> dict[str, Any]:
+def without_users(one: dict[str, Any]) -> dict[str, Any]:
     """The figures without the users' own."""
     return {name: value for name, value in one.items() if name != "by_user"}
 
@@ -214,6 +230,10 @@ class Scene:
         age = (self.until - self.known["timestamp"]) / DAY
         score = np.bincount(self.items.get_indexer(self.known["item_id"]), 0.5 ** (age / half_life), len(self.items))
         return np.broadcast_to(score, (len(self.users), len(self.items)))
+
+    def best_list(self) -> dict[str, Any]:
+        """The list with the best half-life."""
+        return self.best({f"{days:g}": self.ndcg(self.popular(days)) for days in HALF_LIVES})
 
     def clusters(self, source: pd.DataFrame) -> dict[str, Any]:
         """One list for users whom k-means on the source domain puts together, such as those of one city."""

@@ -34,7 +34,7 @@ Every command with its arguments and options. This page is generated from the co
 | 0 | done |
 | 1 | an error; the message names the next step |
 | 2 | wrong usage |
-| 3 | the quality gate rejected the run, or a check the data set |
+| 3 | the quality gate rejected the run, or a check the data set; or no pair of domains is worth joining (`scalr scout`) |
 | 130, 143 | stopped by Ctrl-C or SIGTERM |
 
 ## scalr

@@ -32,6 +32,7 @@ LEFT_OUT = {
     "loop": "a simulated loop: [the loop](../experiments/loop.md)",
     "selection": "simulated evaluations: [ADR 0019](../adr/0019-synthetic-weight.md)",
     "privacy": "attacks, not speed or lift: [privacy](../experiments/privacy.md)",
+    "scout": "an order of pairs, not a model's lift: [what scalr scout expects](../experiments/lift.md#what-scalr-scout-expects)",
     "world_lifts": "simulated logs: [worlds with a known answer](../experiments/worlds.md)",
     "worlds": "simulated logs: [worlds with a known answer](../experiments/worlds.md)",
 }

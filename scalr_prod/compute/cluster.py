@@ -269,7 +269,8 @@ def _local_client(compute: ComputeSettings, tasks: int, folder: Path) -> Iterato
 def _closing(cluster: Any) -> Iterator[Any]:
     """Close the cluster at the end; log an error of closing, so that it neither fails the work nor hides its error.
 
-    A worker that dies while its nanny restarts it cannot be joined, and closing raises. Such a worker exits with its pipe.
+    If a worker dies while its nanny restarts it, the process cannot be joined and closing raises. No process is left: the worker exits when
+    its pipe to the nanny closes.
     """
     try:
         yield cluster

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Days of a time zone's calendar, which are 23 or 25 hours long where clocks change.
 
-A local time that a change of clocks skips counts as just as much later; of one that occurs twice, the second counts. Airflow's cron
-schedules do the same, so that a backfill has the windows of the daily schedule.
+A local time that does not exist (clocks go forward) is moved by the length of the gap; of an ambiguous one (clocks go back), the second
+occurrence is used. Airflow's cron schedules do the same, so that a backfill has the windows of the daily schedule.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from scalr_prod.evaluation.domain_scout import ScoutReport, scout
     from scalr_prod.evaluation.evaluation import evaluate
     from scalr_prod.evaluation.evaluation_report import EvaluationReport
     from scalr_prod.evaluation.interactions import DownstreamModel, Interactions
@@ -22,7 +23,9 @@ __all__ = [
     "EvaluationRequest",
     "Hyperparameter",
     "Interactions",
+    "ScoutReport",
     "evaluate",
+    "scout",
     "summarize_verdict",
 ]
 
@@ -35,7 +38,9 @@ __getattr__ = lazy_exports(
         "HALF_LIFE": "search",
         "Hyperparameter": "search",
         "Interactions": "interactions",
+        "ScoutReport": "domain_scout",
         "evaluate": "evaluation",
+        "scout": "domain_scout",
         "summarize_verdict": "verdict_summary",
     },
 )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Acceptance: whether an arm keeps its λ, by expected gain and chance of harm (docs/adr/0019).
 
-The gain is relative to the arm `real`. The users are in groups, and each group is scored with the values that the other groups chose. The
-gain is shrunk towards 0, the more the less evidence there is. λ is kept if the expected gain is above 0 and a loss of more than 2 % is
-improbable.
+The gain is relative to the arm `real`. It is cross-validated: users are split into groups, and each group is scored with the values chosen
+on the other groups. The gain is shrunk towards 0, the more the less evidence there is. λ is kept if the expected gain is above 0 and a loss
+of more than 2 % is improbable.
 
 For real+scalr the users' own source histories must matter, too: either the translator was measured to know them, or the events do better
 than the same events given to other users.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 #: Standard deviation of gains, in percent, before any evidence; their mean is 0. Real pairs range from -10 to several hundred.
 _PRIOR_SD: Final = 50.0
 #: A loss of more than this counts as harm, in percent.
-_HARM: Final = 2.0
+HARM_PCT: Final = 2.0
 #: Highest accepted probability of harm.
 MAX_HARM_PROBABILITY: Final = 0.2
 #: How much wider the reported interval is than the measured one: the groups' choices share three quarters of their users, which the error
@@ -58,10 +58,10 @@ class GainEstimate:
         if not variance >= 0:  # NaN: the baseline found nothing, so a gain over it has no size
             return cls(_PRIOR_SD, 0.0) if comparison.difference_ci95[0] > 0 else cls(0.0, 1.0)
         if variance == 0:
-            return cls(comparison.lift_pct, float(comparison.lift_pct < -_HARM))
+            return cls(comparison.lift_pct, float(comparison.lift_pct < -HARM_PCT))
         trust = _PRIOR_SD**2 / (_PRIOR_SD**2 + variance)
         posterior = NormalDist(comparison.lift_pct * trust, (variance * trust) ** 0.5)
-        return cls(posterior.mean, posterior.cdf(-_HARM))
+        return cls(posterior.mean, posterior.cdf(-HARM_PCT))
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,9 @@ def _describe_rule(decision: Mapping[str, Any]) -> str:
     if decision["expected_pct"] <= 0:
         return f"expected gain {decision['expected_pct']:+.1f} %"
     relation = "≤" if harm <= limit else ">"
-    return f"expected gain {decision['expected_pct']:+.1f} %, chance of a loss over {_HARM:g} % {harm:.2f} {relation} {limit:g}"
+    return (
+        f"expected gain {decision['expected_pct']:+.1f} %, chance of a loss over {HARM_PCT:g} % {harm:.2f} {relation} {limit:g}"
+    )
 
 
 def _describe_weights(weights: Sequence[float]) -> str:

@@ -133,12 +133,14 @@ class TwoWayClusters:
         arm_gains, baseline_gains = (self._gains(contributions.select_cases(case_mask)) for contributions in (arm, baseline))
         arm_sum, baseline_sum = float(arm_gains.sum()), float(baseline_gains.sum())
         difference = (arm_sum - baseline_sum) / n_cases
-        error = _clustered_error(arm_gains - baseline_gains, difference * cases_per_user)
+        residuals = arm_gains - baseline_gains
+        by_user, by_item = _sums(residuals)
+        error = _clustered_error(by_user - difference * cases_per_user, by_item - by_item.mean(), residuals.data)
         margin = error.margin / n_cases
         lift_pct, lift_error, ci95 = float("nan"), float("nan"), (float("nan"), float("nan"))
         if baseline_sum > 0:
             ratio = arm_sum / baseline_sum
-            of_ratio = _clustered_error(arm_gains - ratio * baseline_gains, 0.0)
+            of_ratio = _error_of_ratio(arm_gains - ratio * baseline_gains, baseline_gains)
             lift_pct, lift_error = 100 * (ratio - 1), 100 * of_ratio.standard_error / baseline_sum
             ci95 = (lift_pct, lift_pct)
             if ratio > 0:
@@ -184,17 +186,30 @@ class _ClusteredError:
         return float(2 * t.sf(abs(total) / self.standard_error, self.degrees_of_freedom))
 
 
-def _clustered_error(residuals: Any, expected_by_user: NDArray[np.float64] | float) -> _ClusteredError:
-    """Return the two-way clustered error of the sum of residuals, scipy CSR [users, items].
+def _error_of_ratio(residuals: Any, baseline: Any) -> _ClusteredError:
+    """Return the error of the sum of residuals arm - ratio × baseline, scipy CSR [users, items].
 
-    Args:
-        residuals: Residual of each pair.
-        expected_by_user: Part of each user's sum that is not an error: float64 [users], or one number.
+    A cluster with a large share of the baseline moves the ratio towards itself, which makes its residual too small. The jackknife's
+    correction (CV3; MacKinnon, Nielsen, Webb 2023) divides each residual by 1 - share.
     """
-    by_user = np.asarray(residuals.sum(1)).ravel() - expected_by_user
-    by_item = np.asarray(residuals.sum(0)).ravel()
-    by_item = by_item - by_item.mean()
-    of_users, of_items, of_pairs = (float((values**2).sum()) for values in (by_user, by_item, residuals.data))
+    total = float(baseline.sum())
+    sums = (
+        residual / np.maximum(1 - share / total, 1e-12)
+        for residual, share in zip(_sums(residuals), _sums(baseline), strict=True)
+    )
+    return _clustered_error(*sums, residuals.data)
+
+
+def _sums(gains: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the sums by user and by item of a scipy CSR [users, items]."""
+    return np.asarray(gains.sum(1)).ravel(), np.asarray(gains.sum(0)).ravel()
+
+
+def _clustered_error(
+    by_user: NDArray[np.float64], by_item: NDArray[np.float64], by_pair: NDArray[np.float64]
+) -> _ClusteredError:
+    """Return the two-way clustered error of a sum, given the residuals of each user, item and pair."""
+    of_users, of_items, of_pairs = (float((values**2).sum()) for values in (by_user, by_item, by_pair))
     # The difference can be negative by chance.
     variance = max(of_users + of_items - of_pairs, of_users, of_items)
     return _ClusteredError(variance**0.5, _degrees_of_freedom(by_user, by_item))

@@ -5,8 +5,8 @@ Tuning covers the half-life of the popularity baseline, the model settings for r
 and for every arm with synthetic events (real+scalr and controls alike) λ, temperature, volume and λ by segment. These arms use the model
 settings that are best for real events only, because the policy will be applied to a model whose settings are the user's own choice.
 Hyperparameters are searched one after the other, and a grid whose best value is on its edge is extended. Values are chosen by NDCG at a
-depth of at least 100, which varies less between users than NDCG@20. Of λ, temperature, volume and filter, the values within one standard
-error of the best score count as equal, and the one nearest to the default of a run is chosen.
+depth of at least 100, which varies less between users than NDCG@20. λ, temperature, volume and filter follow the
+one-standard-error rule: among values within one standard error of the best score, the one nearest to the default is chosen.
 
 Scores are averaged over the test users of consecutive windows, as they are and as if they were new. One window is not enough: the best
 temperature varies more between seasons than its confidence interval suggests (docs/adr/0017).
@@ -456,7 +456,7 @@ class Tuner:
             arm = _with_value(arm, hyperparameter, chosen)
         self._on_edge[arm.name] = [name for name, on_edge in edges.items() if on_edge]
         for name in self._on_edge[arm.name]:
-            logger.warning("%s, %s: the best %s is the outermost of those tried", self.family, arm.name, name)
+            logger.warning("%s, %s: the best %s is at the edge of the search grid", self.family, arm.name, name)
         return arm
 
     def _trial_score(self, arm: Arm, hyperparameter: Hyperparameter, value: float) -> float:

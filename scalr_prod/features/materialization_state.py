@@ -93,7 +93,9 @@ def find_changed_entities(
             return connection.sql(" UNION ".join(found)).to_arrow_table()
         except Exception as error:
             # deltalake and DuckDB raise many exception types; any of them means a full fill.
-            logger.warning("%s: a previous version cannot be read (%s); refilling the whole view", view.name, error)
+            logger.warning(
+                "%s: a previous table version cannot be read (%s); materializing the whole view again", view.name, error
+            )
             return None
 
 

@@ -70,7 +70,9 @@ def delete_missing_entities(
                 # Run the query here: a vacuumed version opens, and fails only when it is read.
                 connection.execute(f"CREATE TEMP TABLE entities_{name} AS SELECT DISTINCT * FROM ({query}) {only}")
             except Exception as error:
-                logger.warning("%s: version %s cannot be read (%s); refilling the whole view", view.name, version, error)
+                logger.warning(
+                    "%s: table version %s cannot be read (%s); materializing the whole view again", view.name, version, error
+                )
                 return "all"
         missing = connection.sql("FROM entities_before EXCEPT FROM entities_now").to_arrow_table()
     if not missing.num_rows:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from scalr_prod.workspace import SuppressionList
 
 
-#: Time of the source event. ``event_timestamp`` is the time predicted for: the same, or, with one context per user, the window's last
-#: instant.
+#: Time of the source event. ``event_timestamp`` is the time of the prediction: that of the source event, or, with one context per user, the
+#: end of the window.
 SOURCE_TIMESTAMP: Final = "source_event_timestamp"
 _LATEST_FIRST_SQL: Final = f"{SOURCE_TIMESTAMP} DESC, {ITEM_ID}"
 
@@ -216,7 +216,7 @@ class RequestEncoder:
     spec: RunSpec
     vocabulary: ItemVocabulary
     folds: int
-    feature_store: Any = None  # a feast.FeatureStore: only the features room imports Feast
+    feature_store: Any = None  # a feast.FeatureStore; only `scalr_prod.features` imports Feast
     connection: DuckDBPyConnection | None = None
 
     def iter_requests(self, rows: pa.Table, consumed: encoding.ConsumptionIndex | None) -> Iterator[Contexts]:

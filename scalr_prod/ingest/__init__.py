@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.input_state import changed_inputs
     from scalr_prod.ingest.pipeline import ingest
     from scalr_prod.ingest.preflight import check_domain_input, check_id_mapping
-    from scalr_prod.ingest.sources.files import format_suffix, resolve_location
+    from scalr_prod.ingest.sources.files import format_suffix, has_known_format, resolve_location
     from scalr_prod.ingest.sources.lakehouse import read_delta_table
     from scalr_prod.ingest.sources.protocol import Batch, LogReader, LogSource
     from scalr_prod.ingest.sources.readers import read_path
@@ -54,6 +54,7 @@ __all__ = [
     "detect_table_format",
     "first_true_index",
     "format_suffix",
+    "has_known_format",
     "ingest",
     "list_tables",
     "open_events",
@@ -87,6 +88,7 @@ __getattr__ = lazy_exports(
         "detect_table_format": "sources.table_formats",
         "first_true_index": "column_parsers",
         "format_suffix": "sources.files",
+        "has_known_format": "sources.files",
         "ingest": "pipeline",
         "list_tables": "sources.sql",
         "open_events": "staging",

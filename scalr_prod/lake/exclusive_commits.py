@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scalr_prod.lake.storage import TableStore
 
 
-#: Writers that commit at once. A store that ignores the condition accepts all of them as a rule.
+#: Number of concurrent writers. A store that ignores the condition usually accepts all of them.
 _WRITERS: Final = 4
 
 

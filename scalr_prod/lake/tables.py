@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     RowSource: TypeAlias = "pa.Table | pa.RecordBatchReader"
 
 
-#: Checkpoint every ten commits (Delta's default: a hundred), so that opening a table stays cheap. Never delete log
+#: Checkpoint every ten commits (delta-rs's default: 100), so that opening a table stays cheap. Never delete log
 #: entries older than a checkpoint: runs read the versions that they are pinned to.
 _LOG_SETTINGS: Final[dict[str, str | None]] = {"delta.checkpointInterval": "10", "delta.enableExpiredLogCleanup": "false"}
 #: App ids whose value is a version of the table: the one that was hidden, and the one that was restored last.
@@ -286,8 +286,8 @@ class Lake(TableStore):
         """
         if expected_version is not None:
             opened = self.open_current(table, opened)
-            # Delta takes longer to plan a replacement than to write 10 000 rows. An append does the same if the window is empty, an
-            # overwrite if it covers the table. Both are safe, because the commit lands on this version or fails.
+            # Delta takes longer to plan a replacement than to write 10 000 rows. If the window is empty, append; if it covers the table,
+            # overwrite. Both are safe, because the commit lands on this version or fails.
             if opened.version() == expected_version:
                 is_empty, covers_table = is_window_empty(opened, start, end), is_table_within(opened, start, end)
                 if is_empty or covers_table:

@@ -397,8 +397,8 @@ def _warn_about_uneven_split(effect: Effect, share: float) -> Effect:
     """Warn about a sample ratio mismatch; return the effect."""
     if effect.srm_p < _MIN_SRM_P:
         logger.warning(
-            "of %d users with an outcome, %d have no synthetic events, but %.0f were expected: which users are in the table depends on "
-            "the experiment, so the effect cannot be trusted",
+            "sample ratio mismatch: of %d users with an outcome, %d are held out, but %.0f were expected. Which users are in the table "
+            "depends on the experiment, so the effect is biased; give every user a row, 0 for no outcome",
             effect.users_treated + effect.users_held_out,
             effect.users_held_out,
             share * (effect.users_treated + effect.users_held_out),

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from scalr_prod.translator import Attribution, ItemVocabulary, TranslatorModule, TranslatorVersion
 
 
-#: Buckets that users are hashed to, so many that one bucket has few other users; and most users that are read by bucket.
+#: Number of hash buckets of users (large, so that a bucket has few users), and the largest number of users that are read by bucket.
 _HASH_BUCKETS: Final = 2**20
 _MAX_BUCKETED_USERS: Final = 8
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stages of a project: the latest outcome, counts by outcome and, while it runs, a heartbeat; in ``<home>/stages.json``."""
+"""Outcomes of a project's stages, for its metrics: the latest, counts, and a heartbeat of a running one; in ``<home>/stages.json``.
+
+Nothing is resumed from them: a run goes on from its state in the ledger and its finished parts.
+"""
 
 from __future__ import annotations
 

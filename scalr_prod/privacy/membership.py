@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scalr_prod.privacy.shadow_draws import ShadowDraws
 
 
-#: Fewest users of an attack, and of the rows that it reads: below, chance alone gives any AUC.
+#: Smallest number of attacked users, and of users whose rows the attack reads. With fewer, sampling noise dominates the AUC.
 MIN_USERS: Final = 100
 #: Users that are attacked, and users whose real events show which items go together.
 MAX_ATTACKED: Final = 2_000

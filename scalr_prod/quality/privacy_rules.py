@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _MEMBERSHIP: Final = "membership_is_not_inferable"
 _EVIDENCE: Final = "item_had_enough_users"
-#: Fewest attacked users that are judged: with fewer, each user shapes the translator noticeably, whatever it is.
+#: Smallest number of attacked users for the rule to apply. In smaller logs each user changes any translator measurably.
 _MIN_USERS: Final = 500
 
 

@@ -193,7 +193,7 @@ class RunRules:
                 FigureRule(
                     "effective_items",
                     f"the effective number of items, exp(entropy), is at least {quality.min_effective_items:g} times that of real events "
-                    "(or of the largest number that so few rows and users can reach)",
+                    "(for small runs: of the largest number that so many rows and users can reach)",
                     "effective_items_ratio",
                     low=quality.min_effective_items,
                     sample="effective_users",

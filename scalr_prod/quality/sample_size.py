@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Smallest samples that rules on shares and distributions judge.
+"""Smallest sample sizes for rules on shares and distributions.
 
 A share or distribution of a few rows is mostly chance: with ten popularity buckets, a single event is at distance 0.9 from any even
-distribution. Each function returns the sample size from which on chance breaks the rule for at most one honest run in 1 000 (`CHANCE`).
-An honest run is one that is well within the limit; each function says how far. The bounds are closed and hold for any distribution.
+distribution. Each function returns the smallest sample size at which the rule rejects at most one run in 1 000 (`CHANCE`) whose true value
+is within the limit by the margin that the function states. The bounds are closed and hold for any distribution.
 """
 
 from __future__ import annotations

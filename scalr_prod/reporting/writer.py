@@ -57,12 +57,12 @@ def write_report(settings: Settings, run_id: str | None = None, *, output: Path 
         path = Path(output) if output is not None else folder / f"{run_id}.html"
         templates = template_environment()
         docs = _relative_docs_url(facts.gate.get("docs"), path.parent)
-        _write_page(path, run_page(settings, facts, templates, index="index.html", docs=docs))
+        write_page(path, run_page(settings, facts, templates, index="index.html", docs=docs))
         index = None
         if output is None:
             index = folder / "index.html"
             rows = recent_runs(settings, ledger, lambda run: f"{run}.html" if (folder / f"{run}.html").exists() else None)
-            _write_page(index, index_page(settings, rows, templates))
+            write_page(index, index_page(settings, rows, templates))
     return WrittenReport(run_id, str(path.absolute()), str(index) if index else None)
 
 
@@ -73,7 +73,13 @@ def _latest_run_id(ledger: Ledger) -> str:
     return max(runs, key=lambda run: run.updated_at).run_id
 
 
-def _write_page(path: Path, text: str) -> None:
+def write_page(path: Path, text: str) -> None:
+    """Write a page atomically.
+
+    Raises:
+        ReportError: The path is a folder.
+        LakeError: The disk is full, or the folder cannot be written to.
+    """
     from scalr_prod.core.disk_errors import translate_disk_errors
 
     if path.is_dir():

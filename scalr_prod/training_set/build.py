@@ -250,7 +250,10 @@ def _no_synthetic_reason(lake: Lake, inputs: _BuildInputs) -> str:
             f"those published are from {first.isoformat()} on, and its labels end at {inputs.window.cutoff.isoformat()}; for a set "
             "that ends earlier, run with [generation] end in a home of its own (docs/guides/training-sets.md)"
         )
-    return "none of those published is within its labels, known by its cutoff, of a user who gets some"
+    return (
+        "each of those published is outside its labels' window, was published after its cutoff, or belongs to a user who gets none "
+        "(held out, or λ is 0)"
+    )
 
 
 @dataclass(frozen=True)

@@ -143,9 +143,9 @@ def _events(now: DeltaTable, state: Mapping[str, Any], options: dict[str, str], 
 
 
 def _features_from(source: FeatureSource, states: Mapping[str, Any], options: dict[str, str]) -> tuple[int, bool]:
-    """Return from when labels may see other rows, and whether rows were removed or changes are unknown.
+    """Return the earliest time at which a changed row can become visible to a label, and whether rows were removed.
 
-    It is the earliest instant at which a row of an added or removed file may become visible.
+    The time is in microseconds. Where the earlier version cannot be opened, rows count as removed.
     """
     state = states.get(source.view)
     if state == version_fingerprint(source.table):

@@ -189,8 +189,8 @@ def _labelled(
 ) -> Iterator[pa.Table]:
     """Yield all rows of the spans, unsorted.
 
-    Synthetic rows to leave out (λ is 0, or a held-out user) are marked, not dropped. `_ordered` drops the negatives of the same user, item
-    and time, and then these rows, too.
+    Excluded synthetic rows (λ is 0, or the user is held out) are only marked here: `_ordered` first drops the negatives of the same user,
+    item and time, and then these rows.
 
     Args:
         connection: A DuckDB connection.

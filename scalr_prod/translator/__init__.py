@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from scalr_prod.translator.challenger_test import compare_versions
     from scalr_prod.translator.context_batch import ContextBatch
     from scalr_prod.translator.data.contexts import ALL_USERS, COLD_USERS, NO_ITEM, PADDING, ConsumedItems, Contexts, Samples
-    from scalr_prod.translator.data.event_log import data_end
+    from scalr_prod.translator.data.domain_log import DomainLog, pair_log, with_first_items
+    from scalr_prod.translator.data.event_log import EventLog, data_end
     from scalr_prod.translator.data.training_pairs import Parameters, TrainingSlice
     from scalr_prod.translator.devices import resolve_device
     from scalr_prod.translator.estimators.protocol import Estimator, ProductEstimator
     from scalr_prod.translator.evaluation import BacktestReport, evaluate
     from scalr_prod.translator.module import TranslatorModule
+    from scalr_prod.translator.quick_translator import OwnOverOthers, QuickTranslator, quick_settings
     from scalr_prod.translator.registry import (
         ItemVocabulary,
         TranslatorVersion,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from scalr_prod.translator.train_report import TrainReport
     from scalr_prod.translator.trainer import time_quantile
     from scalr_prod.translator.training import train
+    from scalr_prod.translator.training_budget import LogCounts, estimate_training_minutes
     from scalr_prod.translator.worker_pool import check_cancelled, open_worker_pool
 
 __all__ = [
@@ -56,10 +59,15 @@ __all__ = [
     "ConsumedItems",
     "ContextBatch",
     "Contexts",
+    "DomainLog",
     "Estimator",
+    "EventLog",
     "ItemVocabulary",
+    "LogCounts",
+    "OwnOverOthers",
     "Parameters",
     "ProductEstimator",
+    "QuickTranslator",
     "ReliabilityClass",
     "RequestBounds",
     "Samples",
@@ -72,17 +80,21 @@ __all__ = [
     "check_sampling",
     "compare_versions",
     "data_end",
+    "estimate_training_minutes",
     "evaluate",
     "find_kept_version",
     "load_version",
     "models_dir",
     "open_worker_pool",
+    "pair_log",
+    "quick_settings",
     "record_version",
     "resolve_device",
     "resolve_version",
     "retraining_reason",
     "time_quantile",
     "train",
+    "with_first_items",
 ]
 
 __getattr__ = lazy_exports(
@@ -95,13 +107,18 @@ __getattr__ = lazy_exports(
         "ConsumedItems": "data.contexts",
         "ContextBatch": "context_batch",
         "Contexts": "data.contexts",
+        "DomainLog": "data.domain_log",
         "Estimator": "estimators.protocol",
+        "EventLog": "data.event_log",
         "ItemVocabulary": "registry",
+        "LogCounts": "training_budget",
         "MAX_ABS_TIME_US": "requests",
         "NO_ITEM": "data.contexts",
+        "OwnOverOthers": "quick_translator",
         "PADDING": "data.contexts",
         "Parameters": "data.training_pairs",
         "ProductEstimator": "estimators.protocol",
+        "QuickTranslator": "quick_translator",
         "ReliabilityClass": "reliability",
         "RequestBounds": "requests",
         "Samples": "data.contexts",
@@ -114,16 +131,20 @@ __getattr__ = lazy_exports(
         "check_sampling": "requests",
         "compare_versions": "challenger_test",
         "data_end": "data.event_log",
+        "estimate_training_minutes": "training_budget",
         "evaluate": "evaluation",
         "find_kept_version": "retraining",
         "load_version": "registry",
         "models_dir": "registry",
         "open_worker_pool": "worker_pool",
+        "pair_log": "data.domain_log",
+        "quick_settings": "quick_translator",
         "resolve_device": "devices",
         "record_version": "registry",
         "resolve_version": "registry",
         "retraining_reason": "retraining",
         "time_quantile": "trainer",
         "train": "training",
+        "with_first_items": "data.domain_log",
     },
 )

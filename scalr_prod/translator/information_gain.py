@@ -137,7 +137,7 @@ class _HeldOutEvents:
 
 
 @dataclass(frozen=True)
-class _EventScores:
+class EventScores:
     """Log-probabilities of R events, and the draws' expected log lift and share at the prior: float64 [R]; ``user`` int32 [R]."""
 
     user: NDArray[np.int32]
@@ -180,13 +180,33 @@ def measure_information(
     return InformationGain(
         events=len(all_scores.user),
         users=len(np.unique(all_scores.user)),
-        own_over_others=_bootstrap_mean(all_scores.own - all_scores.others, all_scores.user, rng),
+        own_over_others=bootstrap_mean(all_scores.own - all_scores.others, all_scores.user, rng),
         later_events=len(later_scores.user),
-        over_popularity=_bootstrap_mean(later_scores.own - later_scores.popularity, later_scores.user, rng),
-        others_over_popularity=_bootstrap_mean(later_scores.others - later_scores.popularity, later_scores.user, rng),
+        over_popularity=bootstrap_mean(later_scores.own - later_scores.popularity, later_scores.user, rng),
+        others_over_popularity=bootstrap_mean(later_scores.others - later_scores.popularity, later_scores.user, rng),
         expected_log_lift=float(later_scores.draw.mean()) if len(later_scores.user) else 0.0,
         share_at_prior=float(later_scores.at_prior.mean()) if len(later_scores.user) else 1.0,
     )
+
+
+def score_held_out_events(
+    tensors: dict[str, torch.Tensor], metadata: dict[str, str], events: LabelledContexts, *, seed: int, max_events: int
+) -> EventScores:
+    """Score events of held-out users, as `measure_information` does, without the intervals.
+
+    Args:
+        tensors: See `measure_information`.
+        metadata: See `measure_information`.
+        events: Events of held-out users at any time.
+        seed: See `measure_information`.
+        max_events: Largest number of events; more are sampled.
+    """
+
+    def with_tables(tables: dict[str, torch.Tensor]) -> TranslatorModule:
+        return TrainingModule(tensors | tables, metadata)
+
+    rng, module = np.random.default_rng(seed), with_tables(uncalibrated_tables(CalibrationLayout.from_metadata(metadata)))
+    return _score_cross_fitted(module, with_tables, events, rng, seed, INLINE, max_events)
 
 
 def _score_cross_fitted(
@@ -196,12 +216,13 @@ def _score_cross_fitted(
     rng: np.random.Generator,
     seed: int,
     workers: WorkerPool,
-) -> _EventScores:
+    max_events: int = MAX_EVENTS,
+) -> EventScores:
     """Score the events of each half of the held-out users with calibration weights fitted on the other half.
 
     If the other half has fewer than 50 events, the weights are fitted on all other users, as a version's own weights are.
     """
-    rows = _sample_rows(module, events, rng)
+    rows = _sample_rows(module, events, rng, max_events)
     measured = _HeldOutEvents.from_rows(events, rows[np.argsort(events.contexts.event_time[rows], kind="stable")])
     users = np.unique(measured.user)
     first_half = rng.permutation(users)[: len(users) // 2]
@@ -221,7 +242,7 @@ def _score_cross_fitted(
         swapped = [swap_histories(half.contexts, half.user, rng) for _ in range(HISTORY_SWAPS)]
         for column, values in zip(columns, _score_events(calibrated, half, swapped, workers), strict=True):
             column[mask] = values
-    return _EventScores(measured.user, *columns)
+    return EventScores(measured.user, *columns)
 
 
 def swap_histories(contexts: Contexts, user: NDArray[np.int32], rng: np.random.Generator) -> Contexts:
@@ -251,18 +272,20 @@ def swap_histories(contexts: Contexts, user: NDArray[np.int32], rng: np.random.G
     )
 
 
-def _sample_rows(module: TranslatorModule, events: LabelledContexts, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Sample at most `MAX_EVENTS` rows of held-out users whose history has a known item and whose label is eligible: int64."""
+def _sample_rows(
+    module: TranslatorModule, events: LabelledContexts, rng: np.random.Generator, max_events: int
+) -> NDArray[np.int64]:
+    """Sample at most ``max_events`` rows of held-out users whose history has a known item and whose label is eligible: int64."""
     first_seen = module.first_seen.cpu().numpy()
     eligible = (events.labels >= 0) & (first_seen[events.labels.clip(min=0)] < events.contexts.event_time)
     rows = np.flatnonzero(events.held_out & eligible & events.contexts.has_known_items())
-    return rows if len(rows) <= MAX_EVENTS else np.sort(rng.permutation(rows)[:MAX_EVENTS])
+    return rows if len(rows) <= max_events else np.sort(rng.permutation(rows)[:max_events])
 
 
 def _score_events(
     module: TranslatorModule, events: _HeldOutEvents, swapped: Sequence[Contexts], workers: WorkerPool
 ) -> list[NDArray[np.float64]]:
-    """Return the fields of `_EventScores` after ``user``: float64 [R] each. A unit of work is a block of events."""
+    """Return the fields of `EventScores` after ``user``: float64 [R] each. A unit of work is a block of events."""
     n_events = len(events.labels)
     blocks = np.split(np.arange(n_events), range(_BLOCK_ROWS, n_events, _BLOCK_ROWS))
     scores = list(workers.map(_score_block, _ScoredEvents(module, events, tuple(swapped)), blocks))
@@ -300,7 +323,7 @@ def _score_block(inputs: _ScoredEvents, block: NDArray[np.int64]) -> list[NDArra
     return [own, others, popular, draw, at_prior]
 
 
-def _bootstrap_mean(difference: NDArray[np.float64], user: NDArray[np.int32], rng: np.random.Generator) -> MeanCI:
+def bootstrap_mean(difference: NDArray[np.float64], user: NDArray[np.int32], rng: np.random.Generator) -> MeanCI:
     """Bootstrap the mean of the events' differences, float64 [R], over users, int32 [R]."""
     users, row = np.unique(user, return_inverse=True)
     if not len(users):

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 #: Candidates beyond the k + 1 best that are compared again in float64.
 EXTRA_CANDIDATES: Final = 7
-#: Rounding error of the steps from a logit to its key, without that of the logarithm of P: exponential, variate, powers, quotients.
+#: Largest relative rounding error of a key computed from a logit (exponential, random variate, powers, division), without that of log P.
 _STEPS: Final = 32 * UNIT_ROUNDOFF
-#: The same including the logarithm of P, for P of at least 2^-100.
+#: The same with that of log P, for P of at least 2^-100.
 _ALL_STEPS: Final = 102 * UNIT_ROUNDOFF
 #: Probabilities below this lose precision or underflow in float32.
 _TINY: Final = 2.0**-100

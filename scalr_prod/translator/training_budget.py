@@ -6,7 +6,8 @@ Only the ratios of units matter: the actual speed is measured while they run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from scalr_prod.core.memmap import iter_row_slices
 from scalr_prod.translator.estimators import scored_estimators
 
 if TYPE_CHECKING:
+    from scalr_prod.config import TranslatorSettings
     from scalr_prod.translator.data.training_pairs import TrainingSlice
 
 
@@ -31,24 +33,73 @@ _DIM: Final = 64
 _EPOCHS: Final = 3
 
 
+class TrainingCounts(Protocol):
+    """Counts of a slice that decide the work of training on it."""
+
+    @property
+    def source_events(self) -> int:
+        """Number of source events."""
+
+    @property
+    def windows(self) -> int:
+        """Number of windows of a history's length that the users' source events fill, see `window_index.index_source_windows`."""
+
+    @property
+    def labels(self) -> int:
+        """Number of target events that are learned from."""
+
+    @property
+    def length(self) -> int:
+        """Number of events in a history."""
+
+
+@dataclass(frozen=True)
+class LogCounts:
+    """`TrainingCounts` of two logs."""
+
+    source_events: int
+    windows: int
+    labels: int
+    length: int
+
+
+class _SliceCounts:
+    """`TrainingCounts` of a slice, each counted when it is needed."""
+
+    def __init__(self, pairs: TrainingSlice) -> None:
+        self._pairs = pairs
+
+    @property
+    def source_events(self) -> int:
+        time = self._pairs.log.source.time
+        return sum(int((time[rows] < self._pairs.until).sum()) for rows in iter_row_slices(len(time)))
+
+    @property
+    def windows(self) -> int:
+        log = self._pairs.log
+        source, events = log.source, np.zeros(len(log.users), dtype=np.int64)
+        for rows in iter_row_slices(len(source)):
+            events += np.bincount(source.user[rows][source.time[rows] < self._pairs.until], minlength=len(events))
+        return int((-(-events // self.length)).sum())
+
+    @property
+    def labels(self) -> int:
+        return len(self._pairs.target_rows())
+
+    @property
+    def length(self) -> int:
+        length: int = self._pairs.log.history.shape[1]
+        return length
+
+
 def estimate_shared_work(name: str, pairs: TrainingSlice) -> float:
     """Estimate the microseconds to fit the shared tensors of an estimator, ``popularity`` or ``tastes``."""
-    if name == "sequential":
-        max_events, events = pairs.settings.pretraining_events, _count_source_events(pairs)
-        share = min(1.0, max_events / max(events, 1))
-        return _scaled(pairs, share * _PRETRAINING * _count_windows(pairs) * pairs.log.history.shape[1])
-    source, target = _SHARE.get(name, (0.0, 0.0))
-    return _scaled(pairs, source * _count_source_events(pairs) + target * len(pairs.target_rows()))
+    return _shared_work(name, _SliceCounts(pairs), pairs.settings)
 
 
 def estimate_fit_work(name: str, pairs: TrainingSlice) -> float:
     """Estimate the microseconds to fit an estimator of one parameter set."""
-    labels = len(pairs.target_rows())
-    if name == "sequential":
-        windows = min(_count_windows(pairs), labels)
-        return _scaled(pairs, _SEQUENTIAL * pairs.settings.epochs / _EPOCHS * windows * pairs.log.history.shape[1])
-    source, target = _FIT.get(name, _OTHER)
-    return _scaled(pairs, source * _count_source_events(pairs) + target * labels)
+    return _fit_work(name, _SliceCounts(pairs), pairs.settings)
 
 
 def estimate_calibration_work(events: int) -> float:
@@ -63,25 +114,39 @@ def estimate_training_work(pairs: TrainingSlice, sets: int) -> float:
     """
     log = pairs.log
     measured = log.is_label & (log.target.time >= pairs.until) & (log.target.time < pairs.popularity_until)
-    names = scored_estimators(pairs.settings.estimators)
-    shared = sum(estimate_shared_work(name, pairs) for name in (*names, "popularity", "tastes"))
-    return (
-        shared + sets * sum(estimate_fit_work(name, pairs) for name in names) + estimate_calibration_work(int(measured.sum()))
-    )
+    return _sets_work(_SliceCounts(pairs), pairs.settings, sets) + estimate_calibration_work(int(measured.sum()))
 
 
-def _scaled(pairs: TrainingSlice, work: float) -> float:
-    return work * pairs.settings.dim / _DIM
+def estimate_training_minutes(counts: TrainingCounts, settings: TranslatorSettings) -> float:
+    """Estimate the minutes of one core that `training.train` takes on whole logs."""
+    measured = settings.validation_fraction * counts.labels
+    # Both slices are estimated by the larger one, since they differ by the last target events alone.
+    work = _sets_work(counts, settings, 1) + _sets_work(counts, settings, settings.folds + 1)
+    return (work + _CALIBRATION * measured) / 60e6
 
 
-def _count_windows(pairs: TrainingSlice) -> int:
-    """Count the windows of the history's length that the users' source events fill, see `window_index.index_source_windows`."""
-    source, events = pairs.log.source, np.zeros(len(pairs.log.users), dtype=np.int64)
-    for rows in iter_row_slices(len(source)):
-        events += np.bincount(source.user[rows][source.time[rows] < pairs.until], minlength=len(events))
-    return int((-(-events // pairs.log.history.shape[1])).sum())
+def _shared_work(name: str, counts: TrainingCounts, settings: TranslatorSettings) -> float:
+    if name == "sequential":
+        share = min(1.0, settings.pretraining_events / max(counts.source_events, 1))
+        return _scaled(settings, share * _PRETRAINING * counts.windows * counts.length)
+    source, target = _SHARE.get(name, (0.0, 0.0))
+    return _scaled(settings, source * counts.source_events + target * counts.labels)
 
 
-def _count_source_events(pairs: TrainingSlice) -> int:
-    time = pairs.log.source.time
-    return sum(int((time[rows] < pairs.until).sum()) for rows in iter_row_slices(len(time)))
+def _fit_work(name: str, counts: TrainingCounts, settings: TranslatorSettings) -> float:
+    labels = counts.labels
+    if name == "sequential":
+        windows = min(counts.windows, labels)
+        return _scaled(settings, _SEQUENTIAL * settings.epochs / _EPOCHS * windows * counts.length)
+    source, target = _FIT.get(name, _OTHER)
+    return _scaled(settings, source * counts.source_events + target * labels)
+
+
+def _sets_work(counts: TrainingCounts, settings: TranslatorSettings, sets: int) -> float:
+    names = scored_estimators(settings.estimators)
+    shared = sum(_shared_work(name, counts, settings) for name in (*names, "popularity", "tastes"))
+    return shared + sets * sum(_fit_work(name, counts, settings) for name in names)
+
+
+def _scaled(settings: TranslatorSettings, work: float) -> float:
+    return work * settings.dim / _DIM

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `scalr` command line: a thin wrapper around `Project`, and the only package that prints.
 
-Exit codes: 0 done, 1 a `ScalrError`, 2 wrong usage, 3 rejected by the quality gate, 130 and 143 stopped by SIGINT or SIGTERM.
+Exit codes: 0 done, 1 a `ScalrError`, 2 wrong usage, 3 rejected by the quality gate or no pair of domains to join, 130 and 143 stopped by
+SIGINT or SIGTERM.
 With ``--json`` one JSON object goes to stdout; logs and progress bars always go to stderr.
 """
 

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 #: Commands listed first in the help, in the order a new user needs them.
-_FIRST: Final = ("init", "run", "report", "evaluate", "ui", "status", "doctor", "config", "explain")
+_FIRST: Final = ("init", "scout", "run", "report", "evaluate", "ui", "status", "doctor", "config", "explain")
 
 
 class _Ordered(TyperGroup):

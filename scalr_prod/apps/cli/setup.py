@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands for setting up a project: init, doctor and config show."""
+"""Commands for setting up a project: init, scout, doctor and config show."""
 
 from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path  # noqa: TC003 - Typer reads it at run time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +13,7 @@ import typer
 from scalr_prod.apps.cli.apps import app, config_app
 from scalr_prod.apps.cli.context import DEFAULT_CONFIG, CommandContext, CommandResult, Config, Json, exit_with_error
 from scalr_prod.core.console import format_lines
-from scalr_prod.errors import ScalrError
+from scalr_prod.errors import QualityGateFailed, ScalrError
 
 if TYPE_CHECKING:
     from scalr_prod.config import Settings
@@ -120,6 +120,74 @@ def init(
 
 
 @app.command()
+def scout(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder of logs: each file, folder of files or table is one domain's log.")
+    ] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(help="A domain's log as NAME=LOG: a path, glob, folder, URL or SQL URL; repeat for each domain."),
+    ] = None,
+    log_query: Annotated[
+        list[str] | None, typer.Option(help="SQL that gives a log, as NAME=SQL; its --log is then a SQL URL.")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Which column is what, as logs.NAME.ROLE=COLUMN, such as logs.kitchen.user=customer; repeat for more."
+        ),
+    ] = None,
+    timezone: Annotated[str | None, typer.Option(help="IANA zone of times that name none; default: UTC.")] = None,
+    config: Annotated[Path, typer.Option("--config", "-c", help="The file to write for the best pair.")] = DEFAULT_CONFIG,
+    page: Annotated[Path, typer.Option(help="The page to write, with a heat map of all pairs.")] = Path("scout.html"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing scalr.toml.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Find out which of several domains to join: measure every pair, rank them, and write a scalr.toml for the best one.
+
+    Example: scalr scout logs/
+    """
+    from scalr_prod.apps.onboarding import (
+        FolderLogs,
+        LogRequest,
+        ScoutOutcome,
+        apply_corrections,
+        ensure_not_overwriting,
+        find_logs,
+        plan_scout,
+    )
+
+    if (folder is None) == (not log):
+        raise typer.BadParameter("name a folder of logs, or each log: --log NAME=LOG", param_hint="FOLDER, --log")
+    named = _by_name(log, "--log")
+    queries = _by_name(log_query, "--log-query")
+    if unknown := [name for name in queries if name not in named]:
+        raise typer.BadParameter(f"no --log is named {unknown[0]}", param_hint="--log-query")
+
+    def work(_: Settings | None) -> ScoutOutcome:
+        from scalr_prod.evaluation import scout as measure
+        from scalr_prod.reporting import write_scout_page
+
+        ensure_not_overwriting(config, force=force)
+        found = FolderLogs(named, ()) if folder is None else find_logs(folder)
+        requests = [
+            LogRequest(f"logs.{name}", location, queries.get(name), timezone=timezone)
+            for name, location in found.locations.items()
+        ]
+        plan = plan_scout(apply_corrections(requests, column or []))
+        report = measure(plan.settings, progress=CommandContext.show_progress)
+        write_scout_page(page, report)
+        written = plan.plan_config(config, report)
+        if written is not None:
+            written.write(force=force)
+        left_out = [f"{name} was left out: its name does not tell that it is a log (--log NAME=LOG)" for name in found.left_out]
+        return ScoutOutcome(report, (*plan.notes, *left_out), None if written is None else config, page)
+
+    if CommandContext(None, as_json).run(work).report.best is None:
+        raise typer.Exit(QualityGateFailed.exit_code)
+
+
+@app.command()
 def doctor(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="Also check this project's own places.")] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Also start a Triton server and send it a request.")] = False,
@@ -175,16 +243,19 @@ def _by_place(values: list[str] | None, option: str, *, several: bool) -> dict[s
         if len(values or []) > 1:
             raise typer.BadParameter("there is one source: give it once", param_hint=option)
         return {"source": values[0]} if values else {}
+    return {f"sources.{name}": value for name, value in _by_name(values, option, "of several sources, ").items()}
+
+
+def _by_name(values: list[str] | None, option: str, of: str = "") -> dict[str, str]:
+    """Return the values of an option by name; each is ``NAME=VALUE``."""
     found: dict[str, str] = {}
     for value in values or []:
         name, _, rest = value.partition("=")
         if not (name.isidentifier() and name.isascii() and rest):
-            raise typer.BadParameter(
-                f"{value}: of several sources, write NAME=VALUE; a name has letters, digits and '_'", param_hint=option
-            )
-        if f"sources.{name}" in found:
+            raise typer.BadParameter(f"{value}: {of}write NAME=VALUE; a name has letters, digits and '_'", param_hint=option)
+        if name in found:
             raise typer.BadParameter(f"{name} is given twice", param_hint=option)
-        found[f"sources.{name}"] = rest
+        found[name] = rest
     return found
 
 

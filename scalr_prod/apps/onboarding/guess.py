@@ -69,7 +69,7 @@ def guess_logs(base: Settings, requests: Sequence[LogRequest], *, decisive: bool
 
     Args:
         base: Any settings; relative paths start from their folder.
-        requests: The logs, and what the user specified; the target is last.
+        requests: The logs, and what the user specified; the target is last, if there is one.
         decisive: Raise where the values leave several possibilities; otherwise the likeliest is taken, and noted.
 
     Raises:
@@ -87,7 +87,7 @@ def guess_logs(base: Settings, requests: Sequence[LogRequest], *, decisive: bool
             errors.append(error)
     incomplete = [draft for draft in drafts.values() if draft.missing]
     if incomplete and not errors:
-        _by_values(base, drafts)
+        _by_values(base, _reference_last(drafts))
     errors += filter(None, (draft.error(decisive=decisive) for draft in incomplete))
     if len(errors) == 1:
         raise errors[0]
@@ -185,6 +185,13 @@ def _by_name(base: Settings, request: LogRequest) -> _Draft:
     if wrong is not None:
         raise wrong
     return draft
+
+
+def _reference_last(drafts: Mapping[str, _Draft]) -> dict[str, _Draft]:
+    """Order drafts so that the log which the users of all others are compared with is last: the target, or else one without a gap."""
+    complete = [place for place, draft in drafts.items() if draft.request.is_open and not draft.missing]
+    last = complete[-1:]
+    return {place: drafts[place] for place in (*(place for place in drafts if place not in last), *last)}
 
 
 def _by_values(base: Settings, drafts: Mapping[str, _Draft]) -> None:

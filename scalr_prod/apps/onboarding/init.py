@@ -261,7 +261,7 @@ def plan_init(
         _section(blank, one.place).update({"events": "none", "timezone": one.timezone})
         if not one.value_prefix:
             _section(blank, one.place)["name"] = one.place
-    empty = _settings({"domains": blank}, base, option="--timezone")
+    empty = build_settings({"domains": blank}, base, option="--timezone")
     domain_names = _names(absolute, dict(names or {}))
     item_files = {place: _absolute_path(location) for place, location in (items or {}).items()}
     found: dict[str, DomainPlan] = {}
@@ -279,7 +279,7 @@ def plan_init(
     for one in absolute:  # the file leaves URLs with a secret to the environment
         if one.query is not None:
             _section(sections["domains"], one.place)["url"] = one.location
-    settings = _settings(sections, base, option="--source-name, --target-name")
+    settings = build_settings(sections, base, option="--source-name, --target-name")
     rows = _read(settings)
     return InitPlan(config, {place: replace(one, rows=rows[place]) for place, one in found.items()}, text)
 
@@ -291,8 +291,12 @@ def _section(domains: dict[str, Any], place: str) -> dict[str, Any]:
     return domains
 
 
-def _settings(sections: dict[str, Any], base: Path, *, option: str) -> Settings:
-    """Build the settings of a request; their errors name the option, unless an environment variable is the cause."""
+def build_settings(sections: dict[str, Any], base: Path, *, option: str) -> Settings:
+    """Build the settings of a request; their errors name the option, unless an environment variable is the cause.
+
+    Raises:
+        SettingsError: A value is invalid.
+    """
     from scalr_prod.config import settings_from_dict
 
     try:

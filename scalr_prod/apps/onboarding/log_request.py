@@ -15,7 +15,7 @@ class LogRequest:
     """Request for one log: what the user specified.
 
     Attributes:
-        place: ``source``, ``sources.<name>`` for each of several sources, or ``target``.
+        place: ``source``, ``sources.<name>`` for each of several sources, or ``target``; ``logs.<name>`` for a log whose role is open.
         location: A path, glob, folder or URL; with a query, a SQLAlchemy URL.
         query: SQL query.
         columns: Role → column, for roles that are not guessed.
@@ -33,10 +33,17 @@ class LogRequest:
     @property
     def option(self) -> str:
         """The option that names the log."""
+        if self.is_open:
+            return "--log"
         return "--target" if self.place == "target" else "--source"
 
     @property
+    def is_open(self) -> bool:
+        """Whether the log may be that of a source or of a target."""
+        return self.place.startswith("logs.")
+
+    @property
     def value_prefix(self) -> str:
-        """What values of its options begin with: ``NAME=`` if there are several sources."""
+        """What values of its options begin with: ``NAME=`` if there are several such logs."""
         name = self.place.partition(".")[2]
         return f"{name}=" if name else ""

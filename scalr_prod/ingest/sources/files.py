@@ -47,7 +47,7 @@ _DELIMITERS = (",", ";", "\t", "|")
 _ROWS = 65_536
 _BYTES = 4 << 20
 _UNPACKED_BYTES = 1 << 20
-#: Unpacked size up to which a file may be compressed to any degree.
+#: Files of at most this size when decompressed are exempt from the limit on the compression ratio.
 _ANY_EXPANSION_BYTES: Final = 64 << 20
 
 
@@ -146,7 +146,7 @@ def expand_files(source: LogSource) -> list[ResolvedPath]:
         if _has_magic(path) and not filesystem.exists(path):
             paths = sorted(filesystem.glob(path))
         elif filesystem.isdir(path):
-            paths = sorted(name for name in filesystem.find(path) if _known(name))
+            paths = sorted(name for name in filesystem.find(path) if has_known_format(name))
         else:
             paths = [path] if filesystem.exists(path) else []
         ensure_no_tables(filesystem, paths, url)
@@ -171,7 +171,8 @@ def _has_magic(path: str) -> bool:
     return any(sign in path for sign in "*?[")
 
 
-def _known(name: str) -> bool:
+def has_known_format(name: str) -> bool:
+    """Return whether a file's name tells that it is a log: it has a known suffix, and is not hidden."""
     path = PurePosixPath(name)
     hidden = any(part.startswith((".", "_")) for part in path.parts[-1:])
     return not hidden and any(suffix.lower() in _FORMATS for suffix in path.suffixes[-2:])

@@ -74,7 +74,7 @@ def run_task_in_subprocess(command: str, task: str, call: Mapping[str, Any]) -> 
     Raises:
         SettingsError: The command cannot be started.
         ScalrError: The task's error, with its original type.
-        RuntimeError: The command ended without an error of ours, for example by a signal; the scheduler retries.
+        RuntimeError: The command failed without an error of this package, for example by a signal; Airflow retries the task.
     """
     try:
         process = subprocess.Popen(  # noqa: S603 - set in the scheduler's environment

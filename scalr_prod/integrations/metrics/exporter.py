@@ -44,9 +44,9 @@ class MetricsHook:
 
     @contextmanager
     def around_stage(self, scope: StageScope) -> Iterator[None]:
-        """Record the stage's outcome and export the metrics, at its begin, at each heartbeat and at its end.
+        """Record the stage's outcome and export the metrics, at its start, at each heartbeat and at its end.
 
-        A light stage is not recorded at its begin, and at its end only if it took longer than a heartbeat, failed, or failed last.
+        A light stage is not recorded at its start, and at its end only if it failed, took longer than a heartbeat, or had failed before.
         Work that may be refused is recorded only at its end.
         """
         settings = scope.settings

@@ -201,7 +201,7 @@ def _ensure_publication_enabled(lake: Lake) -> None:
     view = Table.SYNTHETIC_TARGET_EVENTS
     if lake.exists(view) and lake.hidden_version(view) is not None:
         raise ForgettingError(
-            "publication is disabled: erased rows would come back from the files of the feature view that are set aside",
+            "publication is disabled: the view's rows are only hidden, and enabling it would restore files with the erased rows",
             where=lake.uri(view),
             next_step="run scalr publication enable, repeat the command, then run scalr publication disable",
         )

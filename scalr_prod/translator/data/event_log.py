@@ -128,6 +128,27 @@ class EventLog:
     exclude_consumed: bool = True
     scratch_dir: Path | None = None
 
+    @classmethod
+    def with_complete_histories(
+        cls, users: pa.Array, fold: NDArray[np.int32], source: DomainEvents, target: DomainEvents, *, length: int
+    ) -> EventLog:
+        """Pair two domains' events without a feature store, with histories of all source events before each target event.
+
+        Args:
+            users: [U]. Ids of the users of both domains, sorted.
+            fold: int32 [U]. Fold of each user.
+            source: Source events.
+            target: Target events.
+            length: L, the number of events in a history.
+        """
+        dtype = position_dtype(len(source))
+        begin = stop = np.zeros(len(target), dtype=np.int64)
+        if len(source):
+            begin, stop = np.searchsorted(source.user, target.user), _EventFinder(source).end_before(target.user, target.time)
+        count = np.minimum(stop - begin, length).astype(np.int32)
+        late = np.empty(0, dtype=np.int64), np.empty((0, length), dtype=dtype)
+        return cls(users, fold, source, target, HistoryIndex(stop.astype(dtype), count, length, *late))
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "scratch_dir"}
 

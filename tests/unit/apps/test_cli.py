@@ -47,6 +47,7 @@ COMMANDS = [
     "quality check",
     "quality export-contract",
     "init",
+    "scout",
     "config show",
 ]
 

@@ -135,6 +135,8 @@ RUN = "run_0123456789abcdef"
 COMMANDS = [
     "init --yes --force --source postgresql+psycopg://log:PLANTED-log@127.0.0.1:9/log?sslpassword=PLANTED-query --target t.parquet",
     "init --yes --force --source http://log:PLANTED-log@127.0.0.1:9/s.parquet?signature=PLANTED-signature --target t.parquet",
+    "scout --force --log a=postgresql+psycopg://log:PLANTED-log@127.0.0.1:9/log?sslpassword=PLANTED-query --log b=t.parquet",
+    "scout --force --log a=http://log:PLANTED-log@127.0.0.1:9/s.parquet?signature=PLANTED-signature",
     "ingest",
     "run",
     "run --dry-run",

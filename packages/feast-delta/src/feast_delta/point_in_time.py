@@ -49,7 +49,7 @@ _SINCE = f"(SELECT min({SPINE_TIME}) FROM {SPINE_TABLE})"
 #: each file once.
 _HELD = 1_000_000
 
-#: If the table has this many times the spine's rows, filter out other entities first; the filter costs one lookup per row.
+#: If the table has at least this many times the spine's rows, drop rows of other entities first, at one hash lookup per row.
 _SELECTIVE = 8
 
 #: Features of up to this many bits per row go through the join; wider ones are fetched by row id afterwards.
