@@ -193,11 +193,11 @@ def _error_of_ratio(residuals: Any, baseline: Any) -> _ClusteredError:
     correction (CV3; MacKinnon, Nielsen, Webb 2023) divides each residual by 1 - share.
     """
     total = float(baseline.sum())
-    sums = (
+    by_user, by_item = (
         residual / np.maximum(1 - share / total, 1e-12)
         for residual, share in zip(_sums(residuals), _sums(baseline), strict=True)
     )
-    return _clustered_error(*sums, residuals.data)
+    return _clustered_error(by_user, by_item, residuals.data)
 
 
 def _sums(gains: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
