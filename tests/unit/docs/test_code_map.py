@@ -1,4 +1,4 @@
-"""The page on the architecture says where things are; they are there."""
+"""The page "Where do I find …" names modules and functions that exist."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ STORE = ROOT / "packages" / "feast-delta" / "src"
 SOURCE = "\n".join(path.read_text(encoding="utf-8") for folder in (PACKAGE, STORE) for path in sorted(folder.rglob("*.py")))
 ROWS = [
     line.split("|")[1:4]
-    for line in (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8").splitlines()
-    if line.startswith(("| Where ", "| Who "))
+    for line in (ROOT / "docs" / "reference" / "code-map.md").read_text(encoding="utf-8").splitlines()
+    if line.startswith(("| W",))
 ]
 
 
