@@ -20,6 +20,7 @@ from scalr_prod.evaluation.arms import (
     UNTRAINED_ARMS,
     WITH_SYNTHETIC,
     ArmDataBuilder,
+    describe_baseline,
 )
 from scalr_prod.evaluation.evaluation_report import ArmOutcomes, EvaluationReport, build_verdict, summarize_arms, write_report
 from scalr_prod.evaluation.evaluator import SplitEvaluator
@@ -198,7 +199,8 @@ class EvaluationRunner:
         family.tuner.trials.drop_models(name)
         if name == REAL_ONLY:
             family.best_baselines = family.tuner.best_baselines()
-            logger.info("%s: the best baselines on validation are %s", family.name, family.best_baselines)
+            named = ", ".join(f"{describe_baseline(family.best_baselines[name])} for {name} users" for name in SEGMENTS)
+            logger.info("%s: best baselines on validation: %s", family.name, named)
 
     def use_defaults(self, family: FamilyEvaluation, *, has_signal: bool) -> None:
         """Use a run's default settings for real+scalr, with λ = 0 without a signal; real events only must be tuned."""
