@@ -57,7 +57,7 @@ def run_quick_verdict(runner: EvaluationRunner, window: Sequence[ValidationSplit
     limit = run.data_builder.max_contexts
     scope = "" if limit is None else f" (of {limit:,} sampled contexts)"
     summary = summarize_verdict(report.to_json())
-    logger.info("quick verdict%s: %s %s", scope, summary.answer, summary.certainty)
+    logger.info("quick verdict%s: %s %s", scope, summary.answer, summary.by_group)
     return report
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from scalr_prod.core.atomic_io import atomic_path, write_text
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.evaluation.acceptance import describe_acceptance
-from scalr_prod.evaluation.arms import CLUSTER_BASELINE, JOINT_BASELINE, REAL_ONLY, WITH_SYNTHETIC
+from scalr_prod.evaluation.arms import BEST_BY_SEGMENT, CLUSTER_BASELINE, JOINT_BASELINE, REAL_ONLY, WITH_SYNTHETIC
 from scalr_prod.evaluation.ranking_metrics import calibration_metrics
 from scalr_prod.evaluation.signal import describe_signal
 from scalr_prod.evaluation.statistics import ArmComparison, MetricContributions, TwoWayClusters, holm_adjust
@@ -134,11 +134,12 @@ class EvaluationReport(Jsonable):
         return values
 
     def to_summary(self) -> dict[str, Any]:
-        """Return the verdict for a terminal: the answer, for whom, what to do next, and one table."""
+        """Return the verdict for a terminal: the answer, by group of users, what to do next, and one table."""
         summary = summarize_verdict(self.to_json())
         lines: dict[str, Any] = {
             "does it help": summary.answer,
-            "in detail": summary.certainty,
+            "by group": summary.by_group,
+            "tested on": summary.tested_on,
             "measured with": summary.model_settings,
             "next": summary.next_step,
         }
@@ -147,7 +148,7 @@ class EvaluationReport(Jsonable):
                 {"model": row["model"], "over its best baseline % (95 %)": _over_best(row)} for row in self.verdict["models"]
             ]
         return lines | {
-            summary.model: summary.table,
+            "all methods": summary.table,
             "report": self.path,
             **({"policy": self.policy} if self.policy else {}),
             "seconds": self.seconds,
@@ -287,7 +288,8 @@ def build_verdict(results: ArmOutcomes, family: str, best_baselines: Mapping[str
     masks = panel.segment_masks()
     best = MetricContributions.concat([ndcg[best_baselines[name]].select_cases(cases) for name, cases in masks.items()])
     overall = clusters.compare(ndcg[WITH_SYNTHETIC], best)
-    row: dict[str, Any] = {"model": family} | _lift_over_best(overall, best_baselines["all"])
+    names = {best_baselines[name] for name in masks}
+    row: dict[str, Any] = {"model": family} | _lift_over_best(overall, names.pop() if len(names) == 1 else BEST_BY_SEGMENT)
     row |= {"difference": overall.difference, "difference_ci95": list(overall.difference_ci95)}
     row |= _lifts_over_cross_domain(clusters, ndcg)
     for name, cases in masks.items():

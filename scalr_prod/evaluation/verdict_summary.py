@@ -45,16 +45,16 @@ _CROSS_DOMAIN: Final = {
 }
 #: Beginning of the answer. A quick verdict has nothing from validation.
 _STARTS: Final = {
-    "helps": "Synthetic events help",
-    "unsure": "Synthetic events helped on validation, and the test does not confirm it",
+    "helps": "Yes, synthetic events help",
+    "unsure": "Unclear: synthetic events helped on validation, and the test does not confirm it",
     "behind": "Synthetic events help this model, but a simpler method is better",
-    "harms": "Synthetic events helped on validation, but did harm in the test",
+    "harms": "No: synthetic events helped on validation, but did harm in the test",
 }
 _QUICK_STARTS: Final = {
-    "helps": "Synthetic events help with default settings",
-    "unsure": "Inconclusive for default settings",
+    "helps": "Yes, synthetic events help with default settings",
+    "unsure": "Unclear with default settings",
     "behind": "Synthetic events help this model with default settings, but a simpler method is better",
-    "harms": "Synthetic events do harm with default settings",
+    "harms": "No, synthetic events do harm with default settings",
 }
 _NEXT_STEPS: Final = {
     "refused": "keep training on real events; scalr run generates nothing until an evaluation on more events finds a gain",
@@ -65,15 +65,29 @@ _NEXT_STEPS: Final = {
     "unsure": "scalr run, which applies these settings; to be sure, test at more times (scalr evaluate --cutoffs 4) or measure online",
     "helps": "scalr run, which applies these settings",
 }
-_SENTENCE_USERS: Final = {"cold": "Users without target events", "new": "all users with their target history hidden"}
-#: Part of a verdict → the users that it is about, in tables and charts.
+_QUICK_NEXT_STEPS: Final = {
+    "helps": "scalr evaluate, which looks for better settings and tests more baselines; then scalr run, which applies them",
+    "refused": (
+        "check that user ids name the same people in both logs; scalr evaluate tries other settings. If it finds no gain either, "
+        "scalr run generates nothing"
+    ),
+}
+_QUICK_NEXT_STEP: Final = (
+    "keep training on real events for now; scalr evaluate looks for settings that help, and scalr run applies them, or generates nothing "
+    "if there are none"
+)
+#: Part of a verdict → the users that it is about.
 _USERS: Final = {
     "all": "all users",
     "cold": "no target events",
     "sparse": "few target events",
     "dense": "many target events",
-    "new": "all, target history hidden",
+    "new": "all as new users",
 }
+_NEW_USERS: Final = "everybody as a new user, with the target history hidden"
+#: What the table says of real and synthetic events if λ is 0: after an evaluation, and in a quick verdict.
+_UNUSED: Final = ("not used", "not tested")
+_GAIN: Final = "real + synthetic over it (95 %)"
 
 
 #: Depth of the rankings of reports that do not name it.
@@ -91,17 +105,19 @@ class VerdictSummary:
             interval of the lift over real events only is above. ``unsure``: it contains 0. ``refused``: λ is 0.
         model: The model family that the sentences are about, the best one on validation.
         answer: Whether synthetic events help, compared with the best baseline and the strongest one that uses source events, too.
-        certainty: For whom.
+        by_group: The lift for each group of users, over the best method without synthetic events.
+        tested_on: Number of test users, and when the test begins.
         model_settings: The model's hyperparameters in all arms; they are tuned on real events. A model with others gains more or less.
         next_step: What to do now.
-        table: One row per arm: ``method``, NDCG of all users and of parts of them, and the lift of real and synthetic events over it.
-        lifts: One row per group of users: ``users``, ``lift_pct``, ``low`` and ``high`` over the best baseline.
+        table: One row per method: ``method``, NDCG of all users, the lift of real and synthetic events over it, NDCG of groups of users.
+        lifts: One row per group of users: ``users``, ``lift_pct``, ``low`` and ``high``, over the best method without synthetic events.
     """
 
     effect: Effect
     model: str
     answer: str
-    certainty: str
+    by_group: str
+    tested_on: str
     model_settings: str
     next_step: str
     table: Sequence[Mapping[str, Any]]
@@ -125,11 +141,12 @@ def summarize_verdict(report: Mapping[str, Any]) -> VerdictSummary:
     return VerdictSummary(
         effect,
         best,
-        _answer(effect, report, verdict, choices[best]),
-        _certainty(effect, verdict),
+        _answer(effect, report, verdict, choices[best], {row["name"]: row for row in arms}.get(WITH_SYNTHETIC)),
+        _by_group(effect, verdict),
+        _describe_test(report),
         _describe_model(best, choices[best]["options"]),
         _next_step(effect, verdict, is_quick=is_quick),
-        _table(arms, depth, is_used=effect != "refused"),
+        _table(arms, verdict, depth, unused=_UNUSED[is_quick] if effect == "refused" else None),
         _lifts(verdict) if effect != "refused" else (),
     )
 
@@ -145,11 +162,17 @@ def _effect(verdict: Mapping[str, Any], over_real: Sequence[float | None] | None
     return "helps" if low > 0 else "unsure"
 
 
-def _answer(effect: Effect, report: Mapping[str, Any], verdict: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
+def _answer(
+    effect: Effect,
+    report: Mapping[str, Any],
+    verdict: Mapping[str, Any],
+    choice: Mapping[str, Any],
+    arm: Mapping[str, Any] | None,
+) -> str:
     model, is_quick = verdict["model"], report["verdict"]["quick"]
     if effect == "refused" and is_quick:
         return f"No gain expected, so synthetic events were not tested with {model}: " + (
-            "users' own source histories were not shown to predict their target events better than other users' histories."
+            _describe_signal(report.get("signal"))
             if classify_signal(report.get("signal")) is not Signal.PRESENT
             else "[training_set] synthetic_weight is 0."
         )
@@ -158,13 +181,28 @@ def _answer(effect: Effect, report: Mapping[str, Any], verdict: Mapping[str, Any
         return f"No gain found: with {model}, synthetic events are not used ({decision.removeprefix('refused: ')})."
     baseline = _BASELINES[verdict["best_baseline"]]
     start = (_QUICK_STARTS if is_quick else _STARTS)[effect]
-    if verdict["lift_over_best_pct"] is None:
-        return f"{start}: with {model}, {baseline} found none of the users' items."
-    answer = f"{start}: NDCG of {model} is {_compared(verdict, 'lift_over_best_pct')} than with {baseline}"
+    lift = verdict["lift_over_best_pct"]
+    if lift is None:
+        return f"{start}. With {model}, {baseline} found none of the users' items."
+    ndcg = None if arm is None else arm["metrics"]["ndcg"]
+    if ndcg:
+        both = f"{ndcg:.3g} with synthetic events and {ndcg / (1 + lift / 100):.3g} with {baseline}"
+        answer = f"{start}. NDCG of {model} is {both}: {_percent(verdict)}."
+    else:
+        answer = f"{start}. NDCG of {model} with synthetic events, over that with {baseline}: {_percent(verdict)}."
     strongest = _strongest_cross_domain(verdict)
     if strongest is not None:
-        answer += f", and {_compared(verdict[strongest], 'lift_pct')} than with {_CROSS_DOMAIN[strongest][0]}"
-    return f"{answer}."
+        answer += f" Against {_CROSS_DOMAIN[strongest][0]}: {_percent(verdict[strongest], 'lift_pct')}."
+    return answer
+
+
+def _describe_signal(signal: Mapping[str, Any] | None) -> str:
+    found = (signal or {}).get("own_over_others")
+    text = "users' own source histories were not shown to predict their target events better than other users' histories"
+    if found is None:
+        return f"{text}."
+    low, high = found["ci99"]
+    return f"{text} ({found['nats']:+.3f} nats per event, 99 %: {low:+.3f} … {high:+.3f})."
 
 
 def _strongest_cross_domain(verdict: Mapping[str, Any]) -> str | None:
@@ -173,20 +211,47 @@ def _strongest_cross_domain(verdict: Mapping[str, Any]) -> str | None:
     return min(found, key=lambda key: float(verdict[key]["lift_pct"]), default=None)
 
 
-def _certainty(effect: Effect, verdict: Mapping[str, Any]) -> str:
-    if effect == "refused":
-        return f"Best for all users: {_BASELINES[verdict['best_baseline']]}."
-    found = [f"{name} {_describe_part(verdict[key])}" for key, name in _SENTENCE_USERS.items() if key in verdict]
-    return f"{'; '.join(found)}." if found else "There are too few users for figures by group."
-
-
-def _describe_part(part: Mapping[str, Any]) -> str:
-    """Describe the lift for a group of users over its best baseline, and over a better one that uses source events."""
+def _over_strongest(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the lift over the best method without synthetic events, and its interval."""
+    over_best = {"lift_pct": part["lift_over_best_pct"], "ci95": part["ci95"]}
     strongest = _strongest_cross_domain(part)
-    is_beaten = strongest is not None and float(part[strongest]["lift_pct"]) < 0
-    return f"{_percent(part)} over {_ARMS[part['best_baseline']]}" + (
-        f", but {_percent(part[strongest], 'lift_pct')} over {_CROSS_DOMAIN[strongest][0]}" if strongest and is_beaten else ""
-    )
+    if strongest is None or (over_best["lift_pct"] is not None and over_best["lift_pct"] <= part[strongest]["lift_pct"]):
+        return over_best
+    found: Mapping[str, Any] = part[strongest]
+    return found
+
+
+def _by_group(effect: Effect, verdict: Mapping[str, Any]) -> str:
+    parts = {name: verdict[name] for name in (*SEGMENTS, "new") if name in verdict}
+    if not parts:
+        return "There are too few users for figures by group."
+    if effect == "refused":
+        return _best_by_group(parts)
+    found = [
+        f"{_NEW_USERS if name == 'new' else _USERS[name]}{_cases(part)} {_percent(_over_strongest(part), 'lift_pct')}"
+        for name, part in parts.items()
+    ]
+    return f"Over the best method without synthetic events: {'; '.join(found)}."
+
+
+def _best_by_group(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    groups: dict[str, list[str]] = {}
+    for name, part in parts.items():
+        groups.setdefault(part["best_baseline"], []).append(_NEW_USERS if name == "new" else f"users with {_USERS[name]}")
+    if len(groups) == 1:
+        return f"Best for all users: {_ARMS[next(iter(groups))]}."
+    found = [f"{_ARMS[arm]} for {' and '.join(users)}" for arm, users in groups.items()]
+    return f"Best: {'; '.join(found)}."
+
+
+def _cases(part: Mapping[str, Any]) -> str:
+    return f" ({part['cases']:,})" if "cases" in part else ""
+
+
+def _describe_test(report: Mapping[str, Any]) -> str:
+    cutoffs = [str(cutoff)[:10] for cutoff in report.get("cutoffs") or ()]
+    users = (report.get("users") or {}).get("all")
+    return f"{users:,} users' events after {', '.join(cutoffs)}" if users and cutoffs else "later events"
 
 
 def _describe_model(model: str, options: Mapping[str, Any]) -> str:
@@ -198,8 +263,7 @@ def _describe_model(model: str, options: Mapping[str, Any]) -> str:
 
 def _next_step(effect: Effect, verdict: Mapping[str, Any], *, is_quick: bool) -> str:
     if is_quick:
-        found = "may find settings that help" if effect != "helps" else "chooses better ones"
-        return f"scalr evaluate, which {found} and tests more baselines; later runs of scalr run follow what it finds"
+        return _QUICK_NEXT_STEPS.get(effect, _QUICK_NEXT_STEP)
     if effect == "behind":
         return f"recommend {_better_for(verdict)}; if you need this model, scalr run applies these settings"
     strongest = _strongest_cross_domain(verdict)
@@ -219,46 +283,54 @@ def _better_for(verdict: Mapping[str, Any]) -> str:
     return f"{_ARMS[POPULARITY_BASELINE]} to users with {' or '.join(_USERS[name] for name in lists)}"
 
 
-def _table(arms: Sequence[Mapping[str, Any]], k: int, *, is_used: bool) -> list[dict[str, Any]]:
+def _table(
+    arms: Sequence[Mapping[str, Any]], verdict: Mapping[str, Any], k: int, *, unused: str | None
+) -> list[dict[str, Any]]:
+    """Return the table. Groups without users have no column.
+
+    Args:
+        arms: The arms of the model.
+        verdict: Its part of the verdict.
+        k: Depth of the rankings.
+        unused: What to say in place of figures of real and synthetic events; None: they are used.
+    """
     by_name = {row["name"]: row for row in arms}
+    named = {key: f"NDCG@{k}, {_USERS[key]}" for key in ("all", "cold", "new")}
     rows = []
     for arm, name in _ARMS.items():
         if arm not in by_name:
             continue
-        slices = by_name[arm]["slices"]
         # The report has the lift over real events only in the row of real and synthetic events.
         over = by_name[arm].get("scalr_over_this") or ({} if arm != REAL_ONLY else by_name.get(WITH_SYNTHETIC, {}))
-        rows.append(
-            {
-                "method": name,
-                f"NDCG@{k}": round(by_name[arm]["metrics"]["ndcg"], 4),
-                _USERS["cold"]: _ndcg(slices, "cold"),
-                _USERS["new"]: _ndcg(slices, "new"),
-                "real + synthetic is better by (95 %)": _percent(over, "lift_pct") if "ci95" in over and is_used else "",
-            }
-        )
-    return rows
+        figures: dict[str, float | str | None] = {key: _ndcg(by_name[arm], key) for key in named}
+        if arm == WITH_SYNTHETIC and unused:
+            figures = {key: None if value is None else unused for key, value in figures.items()}
+        gain = _percent(over, "lift_pct") if "ci95" in over and not unused else ""
+        rows.append({"method": name} | {named[key]: value for key, value in figures.items()} | {_GAIN: gain})
+    if verdict["best_baseline"] == BEST_BY_SEGMENT and not unused and verdict["lift_over_best_pct"] is not None:
+        ndcg = by_name[WITH_SYNTHETIC]["metrics"]["ndcg"] / (1 + verdict["lift_over_best_pct"] / 100)
+        better = {"method": "the better of popular items and real events in each group", named["all"]: round(ndcg, 4)}
+        rows.insert(-1, better | {_GAIN: _percent(verdict)})
+    columns = [
+        name for name in ("method", named["all"], _GAIN, named["cold"], named["new"]) if any(row.get(name) for row in rows)
+    ]
+    return [{name: "" if row.get(name) is None else row[name] for name in columns} for row in rows]
 
 
 def _lifts(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
     parts = {name: verdict if name == "all" else verdict.get(name) for name in _USERS}
+    found = {name: _over_strongest(part) for name, part in parts.items() if part is not None}
     return [
-        {"users": _USERS[name], "lift_pct": part["lift_over_best_pct"], "low": part["ci95"][0], "high": part["ci95"][1]}
-        for name, part in parts.items()
-        if part is not None and None not in {part["lift_over_best_pct"], *part["ci95"]}
+        {"users": _USERS[name]}
+        | {key: round(value) for key, value in zip(("lift_pct", "low", "high"), (lift["lift_pct"], *lift["ci95"]), strict=True)}
+        for name, lift in found.items()
+        if None not in {lift["lift_pct"], *lift["ci95"]}
     ]
 
 
-def _ndcg(slices: Mapping[str, Any], name: str) -> float | str:
-    found = slices.get(name, {}).get("ndcg")
-    return "no such users" if found is None else round(found, 4)
-
-
-def _compared(comparison: Mapping[str, Any], name: str) -> str:
-    """Describe a lift that is not None, such as "12 % higher (95 %: +5 … +20)"."""
-    lift, (low, high) = comparison[name], comparison["ci95"]
-    interval = "" if low is None or high is None else f" (95 %: {low:+.0f} … {high:+.0f})"
-    return f"{abs(lift):.0f} % {'higher' if lift > 0 else 'lower'}{interval}"
+def _ndcg(arm: Mapping[str, Any], users: str) -> float | None:
+    part = arm["metrics"] if users == "all" else arm["slices"].get(users, {})
+    return None if part.get("ndcg") is None else round(part["ndcg"], 4)
 
 
 def _percent(comparison: Mapping[str, Any], name: str = "lift_over_best_pct") -> str:

@@ -53,7 +53,7 @@ class Explanation(Jsonable):
             `scalr_prod.translator.attribution.Term`.
         history: Items of the history known to the run, latest first, with titles and times; ``known``: in the translator's vocabulary.
         drawn: Items sampled for the source event with title and probability, without those below ``min_lift``.
-        drawn_without_history: Items that the same noise samples from popularity alone.
+        drawn_without_history: Items that the same random numbers draw from popularity alone.
         translator: Version, checksum, and the parameters used: ``everybody``, ``newcomers``, or a fold not trained on this user.
         run: Id, mode, window, as_of, seed, and versions of the tables read.
     """

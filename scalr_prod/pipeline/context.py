@@ -240,7 +240,8 @@ class PipelineReport(Jsonable):
             )
             facts["translator"] = f"version {made['version']}, {outcome}{dropped}"
         if (made := self.stages.get("generate")) is not None:
-            facts["generated"] = f"{made['events']} events for {made['users']} users, from {made['contexts']} contexts"
+            origin = "" if made["contexts"] == made["users"] else f", from {made['contexts']} source events"
+            facts["generated"] = f"{made['events']} events for {made['users']} users{origin}"
         if (made := self.stages.get("validate")) is not None:
             facts["quality gate"] = f"{made['accepted']} accepted, {made['quarantined']} in quarantine"
             facts["data docs"] = made["docs"]
@@ -260,7 +261,7 @@ class PipelineReport(Jsonable):
         if self.not_generated:
             return "scalr evaluate, once there are more events"
         is_evaluated = self.stages.get("policy", {}).get("is_applied")
-        return "scalr report" if is_evaluated else "scalr report, and scalr evaluate: does it help?"
+        return "scalr report" if is_evaluated else "scalr report; scalr evaluate --quick, to find out whether it helps"
 
 
 def rollback_reason(run: Run) -> str | None:

@@ -41,14 +41,14 @@ class InformationRules:
         return [
             FigureRule(
                 "information_was_measured",
-                f"what source histories say was measured at training on at least {MIN_USERS} held-out users",
+                f"the information of source histories was measured at training, on at least {MIN_USERS} held-out users",
                 "information_users",
                 low=MIN_USERS,
             ),
             FigureRule(
                 "information_of_source_histories",
-                f"with 99 % confidence, a user's source history says at least {run.quality.min_information:g} nats more of a target "
-                f"event than other users' histories do; {_measured(_recorded(run.translator))}",
+                "a user's own source history predicts target events better than other users' histories, by at least "
+                f"{run.quality.min_information:g} nats per event with 99 % confidence; {_measured(_recorded(run.translator))}",
                 "nats_own_over_others_low",
                 low=run.quality.min_information,
             ),
@@ -78,11 +78,6 @@ def _recorded(record: ModelVersion | None) -> Mapping[str, Any]:
 def _measured(found: Mapping[str, Any]) -> str:
     if not found:
         return "nothing was measured"
-    own, popularity, others = (
-        "{:+.3f} [{:+.3f}, {:+.3f}]".format(found[name]["nats"], *found[name]["ci99"])
-        for name in ("own_over_others", "over_popularity", "others_over_popularity")
-    )
-    return (
-        f"measured {own} on {found['events']} events of {found['users']} users; over popularity {popularity} with their own "
-        f"histories, {others} with others'; {found['draws_at_prior']:.0%} of draws are at the prior"
-    )
+    own = found["own_over_others"]
+    low, high = own["ci99"]
+    return f"measured {own['nats']:+.3f} ({low:+.3f} … {high:+.3f}) on {found['events']} events of {found['users']} users"

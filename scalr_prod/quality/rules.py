@@ -161,7 +161,7 @@ class RunRules:
             ),
             FigureRule(
                 "source_coverage",
-                f"at least {quality.min_source_coverage:.2%} of the window's {contexts} became an event",
+                f"at least {quality.min_source_coverage:.2%} of the window's {contexts} led to a synthetic event",
                 "source_coverage",
                 low=quality.min_source_coverage,
                 sample="contexts",

@@ -71,7 +71,7 @@ def events_per_user_chart(distributions: Distributions) -> str:
 def lift_chart(distributions: Distributions) -> str:
     """Draw the distribution of the events' lift over popularity."""
     order = [row["lift"] for row in distributions.lift]
-    title = "probability of the drawn item over its share of the real events"
+    title = "lift over popularity (probability divided by the prior)"
     return _render_svg(distributions.lift, _bar_chart("lift", order, title, "share of the synthetic events"))
 
 
@@ -110,7 +110,7 @@ def lift_interval_chart(rows: Sequence[Mapping[str, Any]]) -> str:
     order = [row["users"] for row in rows]
     y = {"field": "users", "type": "nominal", "sort": order, "title": None, "axis": {"minExtent": 150, "labelLimit": 150}}
     axis = {"format": "~g", "tickCount": 6}
-    x = {"type": "quantitative", "scale": {"type": "log"}, "title": "NDCG, times that of the best baseline", "axis": axis}
+    x = {"type": "quantitative", "scale": {"type": "log"}, "title": "NDCG, times that of the best other method", "axis": axis}
     colour = COLOURS["synthetic"]
     same = {
         "data": {"values": [{"same": 1}]},

@@ -46,7 +46,8 @@ def verdict_section(settings: Settings, *, details: bool = True) -> dict[str, An
     section: dict[str, Any] = {
         "tone": _TONES[summary.effect],
         "answer": summary.answer,
-        "certainty": summary.certainty,
+        "by_group": summary.by_group,
+        "tested_on": summary.tested_on,
         "model_settings": summary.model_settings,
         "next_step": summary.next_step,
         "notes": _notes(settings, report),
@@ -56,8 +57,9 @@ def verdict_section(settings: Settings, *, details: bool = True) -> dict[str, An
     }
     if details and summary.lifts:
         section["chart"] = {
-            "title": "Lift over the best baseline",
-            "summary": "NDCG relative to the best baseline, with 95 % intervals. Right of the dashed line, synthetic events help.",
+            "title": "Lift over the best method without synthetic events",
+            "summary": "NDCG with synthetic events over that of the best method without them, with 95 % intervals. Right of the dashed "
+            "line, synthetic events help.",
             "svg": charts.lift_interval_chart(summary.lifts),
             "rows": summary.lifts,
             "columns": {"users": "Users", "lift_pct": "Lift, %", "low": "From (95 %)", "high": "To (95 %)"},
@@ -79,9 +81,7 @@ def _latest_report(settings: Settings) -> Path | None:
 def _notes(settings: Settings, report: Mapping[str, Any]) -> list[str]:
     notes = []
     if report["verdict"]["quick"]:
-        notes.append(
-            "This is a quick verdict, with a run's default settings. A full evaluation chooses them, and tests more baselines."
-        )
+        notes.append("This is a quick verdict on a run's default settings.")
     status = policy_status(settings)
     if status is not None and not status.is_applied:
         notes.append(f"Runs do not apply it: {status.reason}.")

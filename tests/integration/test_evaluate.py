@@ -140,16 +140,17 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
     assert report.choices["als"]["validation"]["windows"] == 2
     assert list(report.to_summary()) == [
         "does it help",
-        "in detail",
+        "by group",
+        "tested on",
         "measured with",
         "next",
-        "als",
+        "all methods",
         "report",
         "policy",
         "seconds",
     ]
-    last = report.to_summary()["als"][-1]
-    assert (last["method"], last["NDCG@5"]) == ("real + synthetic events", round(ours["metrics"]["ndcg"], 4))
+    last = report.to_summary()["all methods"][-1]
+    assert (last["method"], last["NDCG@5, all users"]) == ("real + synthetic events", round(ours["metrics"]["ndcg"], 4))
     shown = report.to_details()
     assert "fits" in shown["budget"]["als"]
     assert shown["helps"]["als"].startswith("accepted: λ = " if chosen["helps"] else "refused: λ = 0: ")

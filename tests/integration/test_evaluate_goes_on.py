@@ -137,14 +137,20 @@ def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path,
 
 
 def test_a_verdict_says_what_the_docs_show():
-    clusters = {"over_clusters": {"ci95": [64.7, 109.6], "lift_pct": 85.8}}
-    lifts = {"ci95": [68.9, 142.1], "lift_over_best_pct": 102.2, "best_baseline": "best_by_segment"} | clusters
-    cold = {"ci95": [80.3, 250.5], "lift_over_best_pct": 151.4, "best_baseline": "popular_lately"}
-    new = {"ci95": [71.8, 246.0], "lift_over_best_pct": 143.8, "best_baseline": "popular_lately"}
-    verdict = lifts | {"model": "als", "cold": cold, "new": new}
+    def part(pct, low, high, baseline, *, clusters, cases):
+        over_clusters = {"lift_pct": clusters[0], "ci95": [*clusters[1:]]}
+        best = {"lift_over_best_pct": pct, "ci95": [low, high], "best_baseline": baseline}
+        return best | {"over_clusters": over_clusters, "cases": cases}
+
+    verdict = {"model": "als"} | part(102.2, 66.8, 145.3, "best_by_segment", clusters=(85.8, 63.9, 110.7), cases=0)
+    verdict["cold"] = part(151.4, 72.8, 265.9, "popular_lately", clusters=(90.7, 66.0, 119.1), cases=426)
+    verdict["sparse"] = part(97.1, 38.2, 181.1, "real", clusters=(74.7, 17.9, 158.7), cases=32)
+    verdict["dense"] = part(59.3, 40.0, 81.2, "real", clusters=(80.6, 48.3, 119.8), cases=347)
+    verdict["new"] = part(143.8, 62.7, 265.4, "popular_lately", clusters=(99.4, 70.4, 133.5), cases=842)
+    arms = [{"name": "real+scalr", "model": "als", "metrics": {"ndcg": 0.2905}, "slices": {}}]
     choices = {"als": {"helps": True, "validation": None, "options": {}}}
-    summary = summarize_verdict({"verdict": {"quick": True, "models": [verdict]}, "choices": choices, "arms": []})
-    assert difference(example("docs/guides/evaluation.md")[-1], f"quick verdict: {summary.answer} {summary.certainty}") == ""
+    summary = summarize_verdict({"verdict": {"quick": True, "models": [verdict]}, "choices": choices, "arms": arms})
+    assert difference(example("docs/guides/evaluation.md")[-1], f"quick verdict: {summary.answer} {summary.by_group}") == ""
 
 
 def _told(report) -> str:

@@ -1,4 +1,4 @@
-"""The verdict in three sentences: what is said of a gain, of an uncertain one, of harm, and of a refusal."""
+"""The verdict: what is said of a gain, of an uncertain one, of harm, and of a refusal."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 
 from scalr_prod.evaluation import summarize_verdict
 
-UNSURE = "Synthetic events helped on validation, and the test does not confirm it: "
-HARM = "Synthetic events helped on validation, but did harm in the test: "
+UNSURE = "Unclear: synthetic events helped on validation, and the test does not confirm it. "
+HARM = "No: synthetic events helped on validation, but did harm in the test. "
+NDCG = "NDCG of als with synthetic events, over that with"
 REFUSED = {
     "passed": False,
     "expected_pct": -1.2,
@@ -38,7 +39,12 @@ def report(verdict, *, helps=True, quick=False, bar=None, arms=()):
         "lambda": dict.fromkeys(("cold", "sparse", "dense"), weight),
         "validation": None if quick else {"ndcg": 0.1, "bar": bar},
     }
-    return {"verdict": {"quick": quick, "models": [{"model": "als"} | verdict]}, "choices": {"als": choice}, "arms": list(arms)}
+    tested = {"cutoffs": ["2024-05-01T00:00:00+00:00"], "users": {"all": 4321}}
+    return tested | {
+        "verdict": {"quick": quick, "models": [{"model": "als"} | verdict]},
+        "choices": {"als": choice},
+        "arms": list(arms),
+    }
 
 
 @pytest.mark.parametrize(
@@ -47,19 +53,19 @@ def report(verdict, *, helps=True, quick=False, bar=None, arms=()):
         (
             lift(55.4, 31.0, 96.0, "popular_lately"),
             "helps",
-            "Synthetic events help: NDCG of als is 55 % higher (95 %: +31 … +96) than with recently popular items.",
+            f"Yes, synthetic events help. {NDCG} recently popular items: +55 % (95 %: +31 … +96).",
             "scalr run, which applies these settings",
         ),
         (
             lift(12.0, -5.0, 30.0, "real"),
             "unsure",
-            f"{UNSURE}NDCG of als is 12 % higher (95 %: -5 … +30) than with real events only.",
+            f"{UNSURE}{NDCG} real events only: +12 % (95 %: -5 … +30).",
             "scalr run, which applies these settings; to be sure, test at more times (scalr evaluate --cutoffs 4) or measure online",
         ),
         (
             lift(-9.0, -15.0, -2.0, "real"),
             "harms",
-            f"{HARM}NDCG of als is 9 % lower (95 %: -15 … -2) than with real events only.",
+            f"{HARM}{NDCG} real events only: -9 % (95 %: -15 … -2).",
             (
                 "set [training_set] synthetic_weight = 0, since scalr run would apply these settings; then test at more times: "
                 "scalr evaluate --cutoffs 4"
@@ -68,7 +74,7 @@ def report(verdict, *, helps=True, quick=False, bar=None, arms=()):
         (
             lift(None, None, None, "real"),
             "unsure",
-            f"{UNSURE}with als, real events only found none of the users' items.",
+            f"{UNSURE}With als, real events only found none of the users' items.",
             "scalr run, which applies these settings; to be sure, test at more times (scalr evaluate --cutoffs 4) or measure online",
         ),
     ],
@@ -85,8 +91,9 @@ def test_a_gain_of_the_model_behind_a_list_is_told_as_both():
     }
     found = summarize_verdict(report(verdict, arms=[arm("real+scalr", 0.14, lift_pct=300.0, ci95=[200.0, 450.0])]))
     assert found.effect == "behind"
-    assert found.answer.startswith(
-        "Synthetic events help this model, but a simpler method is better: NDCG of als is 21 % lower"
+    assert found.answer == (
+        "Synthetic events help this model, but a simpler method is better. NDCG of als is 0.14 with synthetic events and 0.177 with "
+        "the better of recently popular items and real events only in each group of users: -21 % (95 %: -25 … -17)."
     )
     assert found.next_step.startswith(
         "recommend recently popular items to users with no target events; if you need this model,"
@@ -94,32 +101,41 @@ def test_a_gain_of_the_model_behind_a_list_is_told_as_both():
 
 
 def test_a_refusal_gives_its_reason_and_no_chart():
-    found = summarize_verdict(report(lift(0.0, 0.0, 0.0, "popular_lately"), helps=False, bar=REFUSED))
+    groups = {"cold": lift(0.0, 0.0, 0.0, "popular_lately"), "dense": lift(0.0, 0.0, 0.0, "real")}
+    arms = [arm("real", 0.03, 0.01), arm("real+scalr", 0.03, 0.01)]
+    found = summarize_verdict(report(lift(0.0, 0.0, 0.0, "best_by_segment") | groups, helps=False, bar=REFUSED, arms=arms))
     assert found.effect == "refused"
     assert found.answer.startswith(
         "No gain found: with als, synthetic events are not used (λ = 0: -3.0 % over real events only"
     )
-    assert found.certainty == "Best for all users: recently popular items."
+    assert (
+        found.by_group
+        == "Best: recently popular items for users with no target events; real events only for users with many target events."
+    )
     assert found.next_step.startswith("keep training on real events")
     assert not found.lifts
+    assert [list(row.values()) for row in found.table] == [
+        ["real events only", 0.03, 0.01],
+        ["real + synthetic events", "not used", "not used"],
+    ]
 
 
 def test_groups_of_users_and_cross_domain_baselines_follow():
     verdict = lift(60.0, 31.0, 96.0, "real") | {
-        "cold": lift(202.0, 88.0, 534.0, "popular_lately") | {"over_clusters": lift(-12.0, -30.0, -2.0)},
+        "cold": lift(202.0, 88.0, 534.0, "popular_lately") | {"over_clusters": lift(-12.0, -30.0, -2.0), "cases": 1234},
         "new": lift(None, None, None, "popular_lately"),
         "over_rival": lift(-2.0, -14.0, 14.0),
     }
     found = summarize_verdict(report(verdict))
-    assert found.certainty == (
-        "Users without target events +202 % (95 %: +88 … +534) over recently popular items, but -12 % (95 %: -30 … -2) over items popular "
-        "among users with similar source histories; all users with their target history hidden by an undefined share (the baseline's NDCG "
-        "is 0) over recently popular items."
-    )
+    assert found.by_group == (
+        "Over the best method without synthetic events: no target events (1,234) -12 % (95 %: -30 … -2); everybody as a new user, with "
+        "the target history hidden by an undefined share (the baseline's NDCG is 0)."
+    ), "the lowest lift of a group, over lists by cluster"
     assert found.answer == (
-        "Synthetic events help: NDCG of als is 60 % higher (95 %: +31 … +96) than with real events only, and 2 % lower "
-        "(95 %: -14 … +14) than with the same model trained on both domains."
+        "Yes, synthetic events help. NDCG of als with synthetic events, over that with real events only: +60 % (95 %: +31 … +96). "
+        "Against the same model trained on both domains: -2 % (95 %: -14 … +14)."
     )
+    assert found.tested_on == "4,321 users' events after 2024-05-01"
     assert [row["users"] for row in found.lifts] == ["all users", "no target events"], "undefined lifts are not drawn"
     assert (
         found.model_settings
@@ -142,20 +158,20 @@ def test_the_strongest_baseline_across_domains_is_recommended_first_if_it_is_bet
     found = summarize_verdict(report(verdict))
     assert found.next_step.startswith(begins)
     weakest_gain = min(over_rival, over_clusters)
-    assert f"and {abs(weakest_gain):.0f} % {'higher' if weakest_gain > 0 else 'lower'}" in found.answer
+    assert f": {weakest_gain:+.0f} %" in found.answer
 
 
 @pytest.mark.parametrize(
     ("interval", "helps", "effect", "begins"),
     [
-        ((60.0, 31.0, 96.0), True, "helps", "Synthetic events help with default settings: "),
+        ((60.0, 31.0, 96.0), True, "helps", "Yes, synthetic events help with default settings. "),
         (
             (6.0, -3.0, 9.0),
             True,
             "unsure",
-            "Inconclusive for default settings: ",
+            "Unclear with default settings. ",
         ),
-        ((-6.0, -9.0, -3.0), True, "harms", "Synthetic events do harm with default settings: "),
+        ((-6.0, -9.0, -3.0), True, "harms", "No, synthetic events do harm with default settings. "),
         (
             (0.0, 0.0, 0.0),
             False,
@@ -169,7 +185,7 @@ def test_a_quick_verdict_is_about_default_settings_and_points_to_the_evaluation(
     assert found.effect == effect
     assert found.answer.startswith(begins)
     assert "validation" not in found.answer
-    assert found.next_step.startswith("scalr evaluate, which ")
+    assert "scalr evaluate" in found.next_step
 
 
 def test_the_table_has_one_row_per_idea():
@@ -181,10 +197,23 @@ def test_the_table_has_one_row_per_idea():
         arm("real", 0.9, 0.9, model="sasrec"),
     ]
     rows = summarize_verdict(report(lift(66.7, 30.0, 90.0, "real"), arms=arms)).table
-    assert [(row["method"], row["NDCG@20"], row["real + synthetic is better by (95 %)"]) for row in rows] == [
-        ("recently popular items", 0.02, "+150 % (95 %: +90 … +200)"),
-        ("real events only", 0.03, "+67 % (95 %: +30 … +90)"),
-        ("real + synthetic events", 0.05, ""),
+    assert [list(row.values()) for row in rows] == [
+        ["recently popular items", 0.02, "+150 % (95 %: +90 … +200)", 0.02],
+        ["real events only", 0.03, "+67 % (95 %: +30 … +90)", 0.01],
+        ["real + synthetic events", 0.05, "", 0.04],
+    ]
+    assert list(rows[0]) == ["method", "NDCG@20, all users", "real + synthetic over it (95 %)", "NDCG@20, no target events"]
+
+
+def test_a_baseline_chosen_by_group_has_a_row():
+    arms = [arm("real", 0.03, 0.01), arm("real+scalr", 0.06, 0.04), arm("popular_lately", 0.02, 0.02)]
+    rows = summarize_verdict(report(lift(50.0, 30.0, 90.0, "best_by_segment"), arms=arms)).table
+    better = {row["method"]: row for row in rows}["the better of popular items and real events in each group"]
+    assert list(better.values()) == [
+        "the better of popular items and real events in each group",
+        0.04,
+        "+50 % (95 %: +30 … +90)",
+        "",
     ]
 
 
@@ -193,4 +222,7 @@ def test_the_model_that_is_best_on_validation_speaks():
     found["choices"]["sasrec"] = found["choices"]["als"] | {"validation": {"ndcg": 0.2}}
     found["verdict"]["models"].append({"model": "sasrec"} | lift(30.0, 20.0, 40.0, "real"))
     summary = summarize_verdict(json.loads(json.dumps(found)))
-    assert (summary.model, "NDCG of sasrec is 30 % higher" in summary.answer) == ("sasrec", True)
+    assert (
+        summary.model,
+        "NDCG of sasrec with synthetic events, over that with real events only: +30 %" in summary.answer,
+    ) == ("sasrec", True)

@@ -174,8 +174,8 @@ def test_a_report_for_people_leaves_out_what_was_not_done():
 @pytest.mark.parametrize(
     ("reports", "following"),
     [
-        ({}, "scalr report, and scalr evaluate: does it help?"),
-        ({"policy": {"is_applied": False}}, "scalr report, and scalr evaluate: does it help?"),
+        ({}, "scalr report; scalr evaluate --quick, to find out whether it helps"),
+        ({"policy": {"is_applied": False}}, "scalr report; scalr evaluate --quick, to find out whether it helps"),
         ({"policy": {"is_applied": True}}, "scalr report"),
     ],
 )

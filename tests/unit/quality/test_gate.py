@@ -188,7 +188,7 @@ def test_coverage_is_of_the_contexts_asked_where_each_user_is_asked_once(tmp_pat
     )
     assert report.figures["source_coverage"] == 1.0
     (rule,) = [rule for rule in report.rules if rule.rule == "source_coverage"]
-    assert "window's users became an event" in rule.description
+    assert "window's users led to a synthetic event" in rule.description
 
     project.configure("[quality]\nmin_source_coverage = 0.6")
     project.write(spec, frame[frame["user_id"].isin([f"u{k}" for k in range(50)])])

@@ -50,16 +50,14 @@ def test_without_an_evaluation_it_names_the_command(settings):
 
 def test_the_policys_report_comes_before_a_quick_verdict_and_may_have_moved(settings):
     write_report(settings, "quick-1", lift(1.0, -5.0, 9.0, "real"), quick=True)
-    assert verdict_section(settings)["notes"] == [
-        "This is a quick verdict, with a run's default settings. A full evaluation chooses them, and tests more baselines."
-    ]
+    assert verdict_section(settings)["notes"] == ["This is a quick verdict on a run's default settings."]
     folder = write_report(settings, "report-1", lift(60.0, 31.0, 96.0, "real"))
     write_policy(settings, f"/elsewhere/{folder.name}", settings_digest(settings))
     section = verdict_section(settings)
     assert (section["tone"], section["path"]) == ("good", str(folder))
     assert section["notes"] == ["Runs apply it, though the logs have changed since it was measured."]
     shown = render(section)
-    assert "NDCG of als is 60 % higher" in shown
+    assert "with real events only: +60 %" in shown
     assert "<svg" in shown
     assert "real + synthetic events" in shown
     assert "<svg" not in render(verdict_section(settings, details=False))
@@ -76,7 +74,7 @@ def test_the_latest_quick_verdict_is_shown(settings):
     for name, pct, time in (("quick-1", 10.0, 1), ("quick-2", 20.0, 2)):
         folder = write_report(settings, name, lift(pct, 5.0, 30.0, "real"), quick=True)
         os.utime(folder / "report.json", (time, time))
-    assert "NDCG of als is 20 % higher" in verdict_section(settings)["answer"]
+    assert "with real events only: +20 %" in verdict_section(settings)["answer"]
 
 
 def test_a_report_that_cannot_be_read_is_an_error(settings):
