@@ -32,6 +32,8 @@ class Hyperparameter:
         high: Natural upper limit.
         is_integer: Whether values are integers.
         default: What a run uses without an evaluation, or None if there is no such value.
+        with_synthetic: Value for a model that trains on synthetic events, too: the search starts from it, and a quick verdict uses it;
+            None: the value that is best for real events only.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Hyperparameter:
     high: float = float("inf")
     is_integer: bool = False
     default: float | None = None
+    with_synthetic: float | None = None
 
     def next_value(self, value: float, *, upwards: bool) -> float | None:
         """Return the next value outside the grid; None at a natural limit.

@@ -3,7 +3,7 @@
 
 Tuning covers the half-life of the popularity baseline, the model settings for real events only, the source weight of the joint baseline,
 and for every arm with synthetic events (real+scalr and controls alike) λ, temperature, volume and λ by segment. These arms use the model
-settings that are best for real events only, because the policy will be applied to a model whose settings are the user's own choice.
+settings that are best for real events only, but for those that say how much a row's weight counts (`Hyperparameter.with_synthetic`).
 Hyperparameters are searched one after the other, and a grid whose best value is on its edge is extended. Values are chosen by NDCG at a
 depth of at least 100, which varies less between users than NDCG@20. λ, temperature, volume and filter follow the
 one-standard-error rule: among values within one standard error of the best score, the one nearest to the default is chosen.
@@ -275,14 +275,16 @@ class Tuner:
         return TunedArm(arm, blended, validation)
 
     def default_arm(self, weights: tuple[float, float, float]) -> TunedArm:
-        """Return real+scalr as a run makes it without an evaluation, with the model settings and the boost of real events only.
+        """Return real+scalr as a run makes it without an evaluation, with the boost of real events only.
 
         Args:
             weights: λ of cold, sparse and dense users.
         """
         generation = self.settings.generation
         draw = DrawOptions(generation.events_per_source_event, generation.temperature, generation.min_lift, generation.align)
-        arm = replace(self.real_arm(), name=WITH_SYNTHETIC, draw=draw, weights=weights)
+        real = self.real_arm()
+        options = self._options_with_synthetic() if any(weights) else real.options
+        arm = replace(real, name=WITH_SYNTHETIC, options=options, draw=draw, weights=weights)
         return TunedArm(arm, replace(arm, boost=self._blend(self.real_arm()).boost))
 
     def real_arm(self) -> Arm:
@@ -327,8 +329,9 @@ class Tuner:
         """Tune an arm with synthetic events; λ is 0 if they do not help or their gain is not accepted."""
         real = self.real_arm()
         weight, *others = self._sampling_hyperparameters
-        hyperparameters = [weight, *others, weight]
-        start = replace(real, name=name)
+        of_model = [one for one in family_hyperparameters(self.family) if one.with_synthetic is not None]
+        hyperparameters = [*of_model, weight, *others, weight]
+        start = replace(real, name=name, options=self._options_with_synthetic())
         for one in (weight, *others):
             start = _with_value(start, one, _nearest_value(one))
         if name == SYNTHETIC_ONLY:  # without real events λ has no effect
@@ -342,6 +345,12 @@ class Tuner:
         if not acceptance.passed:
             logger.warning("%s %s: %s", self.family, name, acceptance.describe())
         return arm if acceptance.passed else refused
+
+    def _options_with_synthetic(self) -> dict[str, Any]:
+        """Return the model settings that a search with synthetic events starts from."""
+        hyperparameters = family_hyperparameters(self.family)
+        own = {one.name: _typed_value(one, one.with_synthetic) for one in hyperparameters if one.with_synthetic is not None}
+        return self.real_arm().options | own
 
     @cached_property
     def _sampling_hyperparameters(self) -> tuple[Hyperparameter, ...]:
@@ -378,9 +387,16 @@ class Tuner:
         for group in range(_SELECTION_GROUPS):
             users = self._groups != group
             means = [float(self.trials.user_scores(one)[users].mean()) for one in (real, *tried)]
-            best = (real, *tried)[int(np.argmax(means))]
-            as_good = [one for one in tried if one is best or self._is_as_good(one, best, users)]
-            chosen.append(best if best is real else min(as_good, key=self._distance_from_defaults))
+            best = int(np.argmax(means))
+            if best == 0:
+                chosen.append(real)
+                continue
+            as_good = [
+                (self._distance_from_defaults(one), -mean, number)
+                for number, (one, mean) in enumerate(zip(tried, means[1:], strict=True))
+                if number == best - 1 or self._is_as_good(one, tried[best - 1], users)
+            ]
+            chosen.append(tried[min(as_good)[2]])
         return chosen
 
     def _distance_from_defaults(self, arm: Arm) -> float:
@@ -492,7 +508,7 @@ class Tuner:
         trials = {
             candidate.weights[0]: candidate
             for candidate in self.trials.candidates(arm.name)
-            if candidate.draw == arm.draw and len(set(candidate.weights)) == 1
+            if (candidate.draw, candidate.options) == (arm.draw, arm.options) and len(set(candidate.weights)) == 1
         }
         scores = {0.0: real_scores} | {weight: self.trials.user_scores(one) for weight, one in trials.items()}
         common = arm.weights[0]

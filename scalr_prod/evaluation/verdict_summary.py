@@ -107,7 +107,7 @@ class VerdictSummary:
         answer: Whether synthetic events help, compared with the best baseline and the strongest one that uses source events, too.
         by_group: The lift for each group of users, over the best method without synthetic events.
         tested_on: Number of test users, and when the test begins.
-        model_settings: The model's hyperparameters in all arms; they are tuned on real events. A model with others gains more or less.
+        model_settings: The model's hyperparameters, on real events only and with synthetic events. A model with others gains more or less.
         next_step: What to do now.
         table: One row per method: ``method``, NDCG of all users, the lift of real and synthetic events over it, NDCG of groups of users.
         lifts: One row per group of users: ``users``, ``lift_pct``, ``low`` and ``high``, over the best method without synthetic events.
@@ -144,7 +144,7 @@ def summarize_verdict(report: Mapping[str, Any]) -> VerdictSummary:
         _answer(effect, report, verdict, choices[best], {row["name"]: row for row in arms}.get(WITH_SYNTHETIC)),
         _by_group(effect, verdict),
         _describe_test(report),
-        _describe_model(best, choices[best]["options"]),
+        _describe_model(best, choices[best], is_quick=is_quick),
         _next_step(effect, verdict, is_quick=is_quick),
         _table(arms, verdict, depth, unused=_UNUSED[is_quick] if effect == "refused" else None),
         _lifts(verdict) if effect != "refused" else (),
@@ -254,11 +254,24 @@ def _describe_test(report: Mapping[str, Any]) -> str:
     return f"{users:,} users' events after {', '.join(cutoffs)}" if users and cutoffs else "later events"
 
 
-def _describe_model(model: str, options: Mapping[str, Any]) -> str:
-    named = ", ".join(
+def _describe_model(model: str, choice: Mapping[str, Any], *, is_quick: bool) -> str:
+    """Describe the model's settings on real events only, and those that differ with synthetic events."""
+    with_synthetic = choice["options"]
+    real = choice.get("arms", {}).get(REAL_ONLY, choice)["options"]
+    named = _describe_options(real)
+    if not named:
+        return f"{model} with its own settings"
+    own = {name: value for name, value in with_synthetic.items() if value != real.get(name)}
+    tuned = "default" if is_quick else "tuned on them"
+    return f"{model} with {named} (tuned on validation, on real events only)" + (
+        f"; with synthetic events {_describe_options(own)} ({tuned})" if own else ""
+    )
+
+
+def _describe_options(options: Mapping[str, Any]) -> str:
+    return ", ".join(
         f"{_UNITS.get(name, name)} {value:.3g}" for name, value in options.items() if isinstance(value, int | float)
     )
-    return f"{model} with {named} (tuned on validation, on real events only)" if named else f"{model} with its own settings"
 
 
 def _next_step(effect: Effect, verdict: Mapping[str, Any], *, is_quick: bool) -> str:
