@@ -326,6 +326,26 @@ def test_the_model_is_tuned_for_real_events_alone_beyond_its_grid():
     assert figures["on_edge"] == []
 
 
+def test_a_model_with_synthetic_events_has_an_alpha_of_its_own():
+    """Real events alone do best at α 2.5; with synthetic events, λ helps at a large α only."""
+
+    def rule(name, choice, segment):
+        alpha = choice.options["alpha"]
+        if name == OURS and any(choice.weights):
+            return np.full(USERS, 0.5 if alpha >= 40 else -0.5)
+        return np.full(USERS, -abs(np.log(alpha / 2.5)) / 10)
+
+    tuner, _ = tuner_of(rule)
+    real, ours = tune(tuner, "real")[0], tune(tuner, OURS)[0]
+    assert (real.options["alpha"], ours.options["alpha"] >= 40) == (2.5, True)
+    assert any(ours.weights)
+    assert {name: value for name, value in ours.options.items() if name != "alpha"} == {
+        name: value for name, value in real.options.items() if name != "alpha"
+    }
+    assert tuner.default_arm((0.1, 0.1, 0.1)).arm.options["alpha"] == 40, "a quick verdict has nothing to tune it on"
+    assert tuner.default_arm((0.0, 0.0, 0.0)).arm.options == real.options
+
+
 def test_each_segment_has_the_boost_that_suits_it():
     """What is popular lately tells most of cold users, and nothing of dense ones."""
 
