@@ -31,6 +31,7 @@ LEFT_OUT = {
     "lift": "an earlier evaluation with weaker baselines: [food and kitchen](../experiments/food-and-kitchen.md)",
     "lift_yelp_sasrec": "withdrawn: [lift](../experiments/lift.md#sasrec)",
     "loop": "a simulated loop: [the loop](../experiments/loop.md)",
+    "default_run_as_is": "nobody's target events hidden: [users as they are](../experiments/lift.md#users-as-they-are)",
     "selection": "simulated evaluations: [ADR 0019](../adr/0019-synthetic-weight.md)",
     "privacy": "attacks, not speed or lift: [privacy](../experiments/privacy.md)",
     "scout": "an order of pairs, not a model's lift: [what scalr scout expects](../experiments/lift.md#what-scalr-scout-expects)",
