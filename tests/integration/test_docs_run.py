@@ -41,6 +41,7 @@ PAGES = {
 ELSEWHERE = {
     "docs/tutorial.md": "tests/integration/test_docs.py",
     "docs/guides/training-sets.md": "tests/integration/test_docs.py",
+    "docs/guides/airflow-partitions.md": "tests/integration/test_airflow_dags.py",
     "docs/guides/plugins.md": "tests/unit/core/test_plugins.py",
     "docs/guides/evaluation.md": "tests/unit/evaluation/test_models.py",
 }
