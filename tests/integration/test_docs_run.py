@@ -42,6 +42,7 @@ ELSEWHERE = {
     "docs/tutorial.md": "tests/integration/test_docs.py",
     "docs/guides/training-sets.md": "tests/integration/test_docs.py",
     "docs/guides/airflow-partitions.md": "tests/integration/test_airflow_dags.py",
+    "docs/guides/dagster.md": "tests/integration/test_dagster.py",
     "docs/guides/plugins.md": "tests/unit/core/test_plugins.py",
     "docs/guides/evaluation.md": "tests/unit/evaluation/test_models.py",
 }
