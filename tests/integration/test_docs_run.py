@@ -41,6 +41,8 @@ PAGES = {
 ELSEWHERE = {
     "docs/tutorial.md": "tests/integration/test_docs.py",
     "docs/guides/training-sets.md": "tests/integration/test_docs.py",
+    "docs/guides/airflow-partitions.md": "tests/integration/test_airflow_dags.py",
+    "docs/guides/dagster.md": "tests/integration/test_dagster.py",
     "docs/guides/plugins.md": "tests/unit/core/test_plugins.py",
     "docs/guides/evaluation.md": "tests/unit/evaluation/test_models.py",
 }
@@ -58,6 +60,7 @@ NEEDED = {
     "a terminal",
     "an evaluation, which takes minutes",
     "an object store",
+    "logs of several domains",
     "these run the tests",
 }
 #: As tests/support/small.py has it, for projects that a page makes itself.

@@ -154,7 +154,8 @@ def test_where_synthetic_events_weigh_nothing_none_is_generated(make_project, tm
     window_told = {name: value.isoformat() for name, value in window(0).items() if name != "mode"}
     call = {"params": {"config": str(config), "mode": "causal", **window_told}, "run_id": None}
     done = {stage: run_task("events", call | {"stage": stage}) for stage in ("generate", "validate", "publish", "late")}
-    announced = {"run_id": None} | window_told
+    days = [(window(0)["start"] + timedelta(days=number)).date().isoformat() for number in range(7)]
+    announced = {"run_id": None, "days": days} | window_told
     assert done.pop("late") == {"run_id": None, "announced": [announced]}
     assert list(done.values()) == [{"run_id": None}] * 3
     assert run_task("window", call | {"window": [window_told["start"], window_told["end"]]}) == announced

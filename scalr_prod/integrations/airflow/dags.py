@@ -34,6 +34,29 @@ DAILY_STAGES: Final = tuple(stage.name for stage in stages_to(last="late", exclu
 WEEKLY_STAGES: Final = tuple(stage.name for stage in stages_to(last="translator") if not stage.light)
 
 _TIMESTAMP_PARAM: Final = {"type": ["null", "string"], "format": "date-time"}
+#: The most partitions that one run emits, one event each; a run of more days emits one event without a partition.
+_MAX_PARTITIONS: Final = 366
+
+
+@dataclass(frozen=True)
+class PublishedAssets:
+    """The assets that a project's publications emit.
+
+    There are two because Airflow starts no DAG without partitions for an event that has a partition key.
+
+    Attributes:
+        events: Emitted once by each run that published, without a partition.
+        days: Emitted once for each day that a run published; the day is the partition key.
+    """
+
+    events: Asset
+    days: Asset
+
+    @classmethod
+    def from_project_name(cls, name: str | None) -> PublishedAssets:
+        """Return the assets of a listed project; None: of the project that each run names."""
+        suffix = "" if name is None else f"_{name}"
+        return cls(Asset(f"synthetic_target_events{suffix}"), Asset(f"daily_synthetic_target_events{suffix}"))
 
 
 @dataclass(frozen=True)
@@ -101,13 +124,13 @@ def make_dags(listing: str | None = None) -> None:
 
 
 def _make_project_dags(prefix: str, project: ListedProject | None) -> None:
-    asset = Asset("synthetic_target_events" if project is None else f"synthetic_target_events_{project.name}")
+    assets = PublishedAssets.from_project_name(None if project is None else project.name)
     config = {"config": _config_param(project)}
     timezone = _default_timezone() if project is None else project.timezone
     _translator_dag(f"{prefix}_translator", config, timezone)
-    _events_dag(f"{prefix}_events", config, asset, timezone)
-    _backfill_dag(f"{prefix}_backfill", config, asset)
-    _training_set_dag(f"{prefix}_training_set", config, asset)
+    _events_dag(f"{prefix}_events", config, assets, timezone)
+    _backfill_dag(f"{prefix}_backfill", config, assets)
+    _training_set_dag(f"{prefix}_training_set", config, assets.events)
     _maintenance_dag(f"{prefix}_maintenance", config, timezone)
 
 
@@ -166,12 +189,10 @@ def _run_task(name: str, extras: Iterable[Mapping[str, JsonValue]] = (), **argum
         ScalrError: A temporary error; the scheduler retries.
     """
     from scalr_prod.integrations.airflow.scheduling import airflow_errors, build_call
-    from scalr_prod.integrations.airflow.tasks import COMMAND_VARIABLE, run_task, run_task_in_subprocess
+    from scalr_prod.integrations.airflow.tasks import dispatch_task
 
     with airflow_errors():
-        call = build_call(get_current_context(), extras, **arguments)
-        command = os.environ.get(COMMAND_VARIABLE)
-        done = run_task_in_subprocess(command, name, call) if command else run_task(name, call)
+        done = dispatch_task(name, build_call(get_current_context(), extras, **arguments))
     if "skipped" in done:
         _skip(done["skipped"])
     return done
@@ -183,8 +204,8 @@ def _skip(reason: str) -> None:
     raise AirflowSkipException(reason)
 
 
-def _emit_asset_event(outlet_events: OutletEventAccessors, asset: Asset, windows: list[dict[str, str]]) -> None:
-    """Emit the asset event that triggers the training set's DAG, with the latest published window.
+def _emit_asset_events(outlet_events: OutletEventAccessors, assets: PublishedAssets, windows: list[dict[str, Any]]) -> None:
+    """Emit an asset event with the latest published window, and one for each day of the published windows.
 
     Raises:
         AirflowSkipException: No window was published.
@@ -193,11 +214,16 @@ def _emit_asset_event(outlet_events: OutletEventAccessors, asset: Asset, windows
 
     if not windows:
         _skip("no window was published")
-    last = max(windows, key=lambda window: datetime.fromisoformat(window["as_of"]))
-    outlet_events[asset].extra = {"config": config_path(get_current_context()), **last}
+    latest = max(windows, key=lambda window: datetime.fromisoformat(window["as_of"]))
+    config = config_path(get_current_context())
+    outlet_events[assets.events].extra = {"config": config} | {key: value for key, value in latest.items() if key != "days"}
+    outlet_events[assets.days].extra = {"config": config, "as_of": latest["as_of"]}
+    days = sorted({day for window in windows for day in window["days"]})
+    if len(days) <= _MAX_PARTITIONS:
+        outlet_events[assets.days].add_partitions(days)
 
 
-def _events_dag(name: str, config: dict[str, Param], asset: Asset, timezone: str) -> None:
+def _events_dag(name: str, config: dict[str, Param], assets: PublishedAssets, timezone: str) -> None:
     @dag(
         name,
         schedule=_cron_timetable("SCALR_EVENTS_CRON", "0 3 * * *", timezone),
@@ -216,7 +242,7 @@ def _events_dag(name: str, config: dict[str, Param], asset: Asset, timezone: str
 
         ingest → histories → generate → validate → publish → late, for the run's data interval (or its params start and end). A
         run reads nothing that became known after its window's end, so that a delayed run gives the same result as one on time.
-        ``late`` republishes earlier windows within ``[generation] lookback`` that got late source events, and emits the asset.
+        ``late`` republishes earlier windows within ``[generation] lookback`` that got late source events, and emits the assets.
         """
 
         @task
@@ -225,14 +251,14 @@ def _events_dag(name: str, config: dict[str, Param], asset: Asset, timezone: str
         ) -> dict[str, Any]:
             done = _run_task("events", stage=stage, run_id=run["run_id"] if run else None, timezone=timezone)
             if stage == DAILY_STAGES[-1]:
-                _emit_asset_event(outlet_events, asset, done["announced"])
+                _emit_asset_events(outlet_events, assets, done["announced"])
             return done
 
         done: list[XComArg] = []
         run: XComArg | None = None
         for stage in DAILY_STAGES:
             # The last stage also runs on a day without source events: earlier windows may have got some.
-            last = {"outlets": [asset], "trigger_rule": "none_failed"} if stage == DAILY_STAGES[-1] else {}
+            last = {"outlets": [assets.events, assets.days], "trigger_rule": "none_failed"} if stage == DAILY_STAGES[-1] else {}
             done.append(work.override(task_id=stage, **last)(stage, run))
             run = done[-1] if stage == "generate" else run
         chain(*done)
@@ -240,7 +266,7 @@ def _events_dag(name: str, config: dict[str, Param], asset: Asset, timezone: str
     events()
 
 
-def _backfill_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
+def _backfill_dag(name: str, config: dict[str, Param], assets: PublishedAssets) -> None:
     @dag(
         name,
         schedule=None,
@@ -258,7 +284,7 @@ def _backfill_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
         """Generate and publish the windows of a range one after the other, from the events as last ingested.
 
         Safe to run at the same time as the daily DAG: only one task works on a run at a time, and a published window is left as it is
-        unless its inputs have changed. The asset is emitted once, at the end, for the windows that were published; ``finish`` then fails
+        unless its inputs have changed. The assets are emitted at the end, for the windows that were published; ``finish`` then fails
         the run if another window failed.
         """
 
@@ -271,10 +297,10 @@ def _backfill_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
         def translate(window: list[str]) -> dict[str, Any]:
             return _run_task("window", window=window)
 
-        @task(outlets=[asset], trigger_rule="all_done")
+        @task(outlets=[assets.events, assets.days], trigger_rule="all_done")
         def announce(published: Iterable[dict[str, Any]] | None, *, outlet_events: OutletEventAccessors = None) -> int:
             done = [window for window in published or () if window]
-            _emit_asset_event(outlet_events, asset, done)
+            _emit_asset_events(outlet_events, assets, done)
             return len(done)
 
         @task(trigger_rule="none_failed")

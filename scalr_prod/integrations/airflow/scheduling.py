@@ -10,6 +10,7 @@ import os
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from zoneinfo import ZoneInfo
 
 from scalr_prod.core.calendar import day_windows
 from scalr_prod.core.timestamps import micros_to_datetime, to_micros
@@ -217,6 +218,21 @@ def backfill_windows(context: Mapping[str, Any], timezone: str) -> list[tuple[da
     step = timedelta(minutes=minutes)
     starts = [start + number * step for number in range(-((start - end) // step))]
     return [(first, min(first + step, end)) for first in starts]
+
+
+def partition_keys(start: datetime, end: datetime, timezone: str) -> list[str]:
+    """Return the partition keys of a window: the local dates on which its days begin, as ISO dates.
+
+    A day of the schedule has one key, the date of its start, at whatever hour it starts. A longer window has one key for each of its
+    days; a shorter one has that of the date on which it starts.
+
+    Args:
+        start: Start of the window.
+        end: End of the window (exclusive).
+        timezone: The project's time zone.
+    """
+    zone = ZoneInfo(timezone)
+    return [first.astimezone(zone).date().isoformat() for first, _ in day_windows(start, end, timezone)]
 
 
 def _to_stdlib_datetime(moment: datetime) -> datetime:

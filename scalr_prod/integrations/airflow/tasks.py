@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import subprocess
 from datetime import datetime
@@ -16,6 +17,7 @@ from scalr_prod.integrations.airflow.scheduling import (
     backfill_windows,
     ensure_same_timezone,
     load_project_settings,
+    partition_keys,
     run_window,
     training_cutoff,
     training_set_settings,
@@ -59,6 +61,21 @@ def run_task(task: str, call: Mapping[str, Any]) -> dict[str, Any]:
         raise SettingsError(f"there is no task {task}", where="scalr task", next_step=f"one of {', '.join(TASKS)}")
     with graceful_shutdown():
         return TASKS[task](call)
+
+
+def dispatch_task(task: str, call: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a task in this process, or with the command in SCALR_COMMAND.
+
+    Args:
+        task: See `run_task`.
+        call: See `run_task`.
+
+    Raises:
+        ScalrError: See `run_task_in_subprocess`.
+        RuntimeError: See `run_task_in_subprocess`.
+    """
+    command = os.environ.get(COMMAND_VARIABLE)
+    return run_task_in_subprocess(command, task, call) if command else run_task(task, call)
 
 
 def run_task_in_subprocess(command: str, task: str, call: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,19 +156,20 @@ def _load_window_settings(call: Mapping[str, Any], start: datetime, end: datetim
     return load_project_settings(call, generation=window)
 
 
-def _window_payload(window: RunSpec | LateWindow) -> dict[str, str | None]:
-    """Return the data of an asset event for a run or a republished window."""
+def _window_payload(window: RunSpec | LateWindow, timezone: str) -> dict[str, Any]:
+    """Return the data of asset events for a run or a republished window; ``days`` are its partition keys."""
     return {
         "run_id": window.run_id,
         "start": window.start.isoformat(),
         "end": window.end.isoformat(),
         "as_of": window.as_of.isoformat(),
+        "days": partition_keys(window.start, window.end, timezone),
     }
 
 
-def _run_payload(context: PipelineContext) -> dict[str, str | None]:
-    """Return the data of an asset event for a context's run; without its id if it was rolled back, and so is not in the view."""
-    payload = _window_payload(context.require_spec())
+def _run_payload(context: PipelineContext) -> dict[str, Any]:
+    """Return the data of asset events for a context's run; without its id if it was rolled back, and so is not in the view."""
+    payload = _window_payload(context.require_spec(), context.settings.project.timezone)
     return payload | {"run_id": None} if context.rolled_back else payload
 
 
@@ -163,7 +181,12 @@ def _not_generated(settings: Settings) -> dict[str, Any] | None:
     if why is None:
         return None
     logger.info("%s", why)
-    return {"run_id": None} | {name: getattr(window, name).isoformat() for name in ("start", "end", "as_of")}
+    moments = {name: getattr(window, name) for name in ("start", "end", "as_of")}
+    return {
+        "run_id": None,
+        **{name: moment.isoformat() for name, moment in moments.items()},
+        "days": partition_keys(moments["start"], moments["end"], settings.project.timezone),
+    }
 
 
 def _events(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,7 +206,7 @@ def _events(call: Mapping[str, Any]) -> dict[str, Any]:
     if stage == "late":
         republished = report.published if isinstance(report, LateReport) else []
         own = [_run_payload(context)] if context.spec else []
-        done["announced"] = [*own, *map(_window_payload, republished)]
+        done["announced"] = [*own, *(_window_payload(window, settings.project.timezone) for window in republished)]
     return done
 
 

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("airflow.sdk")
 
+from airflow.sdk import PartitionedAssetTimetable, RollupMapper, StartOfWeekMapper, WeekWindow
 from airflow.sdk.definitions._internal.contextmanager import DagContext
 from airflow.serialization.encoders import coerce_to_core_timetable
 from airflow.timetables import interval
@@ -19,7 +20,9 @@ from pendulum import DateTime
 
 from scalr_prod.core.calendar import day_windows
 from scalr_prod.errors import SettingsError
-from scalr_prod.integrations.airflow.dags import DAILY_STAGES, WEEKLY_STAGES, list_projects, make_dags
+from scalr_prod.integrations.airflow import dags
+from scalr_prod.integrations.airflow.dags import DAILY_STAGES, WEEKLY_STAGES, PublishedAssets, list_projects, make_dags
+from scalr_prod.integrations.airflow.scheduling import partition_keys
 
 #: Zone and the day of a change of clocks.
 CHANGES = [
@@ -111,6 +114,81 @@ def test_a_dag_paused_for_three_days_translates_every_day_once(timetables, monke
         published = [*before, *missed, *after]
         assert all(window[1] == following[0] for window, following in pairwise(published))
         assert len(missed) + len(after) == 3
+
+
+@pytest.mark.parametrize("hour", [0, 3])
+@pytest.mark.parametrize(("zone", "day"), CHANGES)
+def test_airflow_rolls_the_days_of_the_schedule_up_to_weeks(timetables, monkeypatch, zone, day, hour):
+    """Also where clocks change: a week is complete once each of its windows is published, and not before."""
+    weeks = RollupMapper(upstream_mapper=StartOfWeekMapper(input_format="%Y-%m-%d"), window=WeekWindow())
+    assets = PublishedAssets.from_project_name("shop")
+    consumer = coerce_to_core_timetable(PartitionedAssetTimetable(assets=assets.days, default_partition_mapper=weeks))
+    mapper = consumer.get_partition_mapper(name=assets.days.name, uri=assets.days.uri)
+    span = {"first": day - timedelta(days=10), "now": day + timedelta(days=12)}
+    windows = data_intervals(timetables(zone, f"0 {hour} * * *")["events"], monkeypatch, catchup=True, **span)
+    keys = [key for window in windows for key in partition_keys(*window, zone)]
+    assert len(keys) == len(set(keys)) == len(windows)
+    collected = {week: {key for key in keys if mapper.to_downstream(key) == week} for week in map(mapper.to_downstream, keys)}
+    complete = [week for week, found in collected.items() if mapper.to_upstream(week) == found]
+    assert complete == list(collected)[1:-1]
+    assert len(complete) >= 2
+
+
+class Outlets(dict):
+    """What a task records of its assets, as Airflow's accessors do."""
+
+    def __missing__(self, asset):
+        self[asset] = Recorded()
+        return self[asset]
+
+
+class Recorded:
+    def __init__(self):
+        self.extra, self.days = {}, []
+
+    def add_partitions(self, keys):
+        self.days += keys
+
+
+def published(first, days):
+    start = datetime(2024, 5, first, tzinfo=UTC)
+    end = start + timedelta(days=days)
+    window = {"start": start.isoformat(), "end": end.isoformat(), "as_of": end.isoformat(), "run_id": f"run_{first}"}
+    return window | {"days": partition_keys(start, end, "UTC")}
+
+
+def test_a_run_emits_its_days_as_partitions_beside_an_event_without_one(monkeypatch):
+    monkeypatch.setattr(dags, "get_current_context", lambda: {"params": {"config": "scalr.toml"}})
+    assets, outlets = PublishedAssets.from_project_name(None), Outlets()
+    dags._emit_asset_events(outlets, assets, [published(3, 1), published(1, 1), published(1, 2)])
+    assert outlets[assets.events].days == [], "with a key, Airflow would not start DAGs without partitions"
+    latest = {name: value for name, value in published(3, 1).items() if name != "days"}
+    assert outlets[assets.events].extra == {"config": "scalr.toml", **latest}
+    assert outlets[assets.days].days == ["2024-05-01", "2024-05-02", "2024-05-03"]
+    assert outlets[assets.days].extra == {"config": "scalr.toml", "as_of": latest["as_of"]}
+
+    first = Outlets()
+    dags._emit_asset_events(first, assets, [published(1, 400)])
+    assert first[assets.days].days == [], "a long history is no burst of events"
+    assert first[assets.events].extra["run_id"] == "run_1"
+
+
+@pytest.mark.parametrize(("project", "suffix"), [(None, ""), ("shop", "_shop")])
+def test_the_tasks_that_end_a_publication_emit_both_assets(settings, monkeypatch, project, suffix):
+    monkeypatch.setenv("SCALR_CONFIG", str(settings.base / "scalr.toml"))
+    monkeypatch.setattr(DagContext, "current_autoregister_module_name", __name__)
+    DagContext.autoregistered_dags.clear()
+    (settings.base / "shop.toml").write_text('[project]\nname = "shop"\n' + (settings.base / "scalr.toml").read_text())
+    make_dags(str(settings.base / "shop.toml") if project else None)
+    found = {
+        f"{dag.dag_id}.{task.task_id}": sorted(asset.name for asset in task.outlets)
+        for dag, _ in DagContext.autoregistered_dags
+        for task in dag.tasks
+        if task.outlets
+    }
+    DagContext.autoregistered_dags.clear()
+    both = [f"daily_synthetic_target_events{suffix}", f"synthetic_target_events{suffix}"]
+    assert found == {f"scalr{suffix}_events.late": both, f"scalr{suffix}_backfill.announce": both}
 
 
 def test_tasks_are_the_stages_of_the_graph_that_take_time():

@@ -24,6 +24,7 @@ from scalr_prod.integrations.airflow.scheduling import (
     config_path,
     is_retryable,
     load_project_settings,
+    partition_keys,
     run_window,
     training_cutoff,
     training_set_settings,
@@ -77,6 +78,23 @@ def test_a_backfill_has_one_window_for_each_day_of_the_projects_calendar(project
     assert [(end - start) / timedelta(hours=1) for start, end in windows] == hours
     assert [end for _, end in windows[:-1]] == [start for start, _ in windows[1:]]
     assert (windows[0][0], windows[-1][1]) == (datetime.fromisoformat(start), datetime.fromisoformat(end))
+
+
+@pytest.mark.parametrize(
+    ("zone", "start", "end", "keys"),
+    [
+        ("UTC", "2024-05-01T03:00:00Z", "2024-05-02T03:00:00Z", ["2024-05-01"]),
+        ("UTC", "2024-05-01T03:00:00Z", "2024-05-01T04:00:00Z", ["2024-05-01"]),
+        ("UTC", "2024-05-31T00:00:00Z", "2024-06-02T12:00:00Z", ["2024-05-31", "2024-06-01", "2024-06-02"]),
+        # Days of 25 and of 23 hours, and a day whose midnight does not exist.
+        ("Europe/Berlin", "2024-10-26T22:00:00Z", "2024-10-27T23:00:00Z", ["2024-10-27"]),
+        ("Europe/Berlin", "2024-03-30T23:00:00Z", "2024-04-01T22:00:00Z", ["2024-03-31", "2024-04-01"]),
+        ("America/Sao_Paulo", "2018-11-04T03:00:00Z", "2018-11-05T02:00:00Z", ["2018-11-04"]),
+        ("Pacific/Auckland", "2024-05-01T15:00:00Z", "2024-05-02T15:00:00Z", ["2024-05-02"]),
+    ],
+)
+def test_the_partition_keys_of_a_window_are_its_local_days(zone, start, end, keys):
+    assert partition_keys(datetime.fromisoformat(start), datetime.fromisoformat(end), zone) == keys
 
 
 def test_a_schedule_of_another_time_zone_than_the_projects_is_refused(project):

@@ -98,6 +98,7 @@ def test_a_scheduler_leaves_it_out_in_every_task(settings, rolled_back, monkeypa
         "start": T0.isoformat(),
         "end": (T0 + timedelta(days=1)).isoformat(),
         "as_of": (T0 + timedelta(days=1)).isoformat(),
+        "days": [T0.date().isoformat()],
     }
     assert result["announced"] == [{"run_id": None, **window}], "the training set is still built"
     assert tasks.run_task("window", {"window": [window["start"], window["end"]]}) == {"run_id": None, **window}
