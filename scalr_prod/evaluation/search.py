@@ -32,8 +32,8 @@ class Hyperparameter:
         high: Natural upper limit.
         is_integer: Whether values are integers.
         default: What a run uses without an evaluation, or None if there is no such value.
-        with_synthetic: Value for a model that trains on synthetic events, too: the search starts from it, and a quick verdict uses it;
-            None: the value that is best for real events only.
+        with_synthetic: First value for a model that trains on synthetic events, too, which a quick verdict uses; None: the first of
+            ``values``.
     """
 
     name: str

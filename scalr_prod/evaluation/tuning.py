@@ -2,8 +2,7 @@
 """Hyperparameter tuning of each arm on validation splits, with the same budget for all arms.
 
 Tuning covers the half-life of the popularity baseline, the model settings for real events only, the source weight of the joint baseline,
-and for every arm with synthetic events (real+scalr and controls alike) λ, temperature, volume and λ by segment. These arms use the model
-settings that are best for real events only, but for those that say how much a row's weight counts (`Hyperparameter.with_synthetic`).
+and for every arm with synthetic events (real+scalr and controls alike) all model settings again, λ, temperature, volume and λ by segment.
 Hyperparameters are searched one after the other, and a grid whose best value is on its edge is extended. Values are chosen by NDCG at a
 depth of at least 100, which varies less between users than NDCG@20. λ, temperature, volume and filter follow the
 one-standard-error rule: among values within one standard error of the best score, the one nearest to the default is chosen.
@@ -329,8 +328,7 @@ class Tuner:
         """Tune an arm with synthetic events; λ is 0 if they do not help or their gain is not accepted."""
         real = self.real_arm()
         weight, *others = self._sampling_hyperparameters
-        of_model = [one for one in family_hyperparameters(self.family) if one.with_synthetic is not None]
-        hyperparameters = [*of_model, weight, *others, weight]
+        hyperparameters = [*family_hyperparameters(self.family), weight, *others, weight]
         start = replace(real, name=name, options=self._options_with_synthetic())
         for one in (weight, *others):
             start = _with_value(start, one, _nearest_value(one))
@@ -347,10 +345,11 @@ class Tuner:
         return arm if acceptance.passed else refused
 
     def _options_with_synthetic(self) -> dict[str, Any]:
-        """Return the model settings that a search with synthetic events starts from."""
-        hyperparameters = family_hyperparameters(self.family)
-        own = {one.name: _typed_value(one, one.with_synthetic) for one in hyperparameters if one.with_synthetic is not None}
-        return self.real_arm().options | own
+        """Return the model settings that a search with synthetic events starts from, and that a quick verdict uses."""
+        return {
+            one.name: _typed_value(one, one.values[0] if one.with_synthetic is None else one.with_synthetic)
+            for one in family_hyperparameters(self.family)
+        }
 
     @cached_property
     def _sampling_hyperparameters(self) -> tuple[Hyperparameter, ...]:

@@ -262,16 +262,17 @@ def _describe_model(model: str, choice: Mapping[str, Any], *, is_quick: bool) ->
     if not named:
         return f"{model} with its own settings"
     own = {name: value for name, value in with_synthetic.items() if value != real.get(name)}
-    tuned = "default" if is_quick else "tuned on them"
+    tuned = "not tuned" if is_quick else "tuned on them"
     return f"{model} with {named} (tuned on validation, on real events only)" + (
         f"; with synthetic events {_describe_options(own)} ({tuned})" if own else ""
     )
 
 
 def _describe_options(options: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{_UNITS.get(name, name)} {value:.3g}" for name, value in options.items() if isinstance(value, int | float)
-    )
+    named = [f"{_UNITS.get(name, name)} {value:.3g}" for name, value in options.items() if isinstance(value, int | float)]
+    if options.get("half_life", 0.0) is None:  # infinite
+        named.append("no decay")
+    return ", ".join(named)
 
 
 def _next_step(effect: Effect, verdict: Mapping[str, Any], *, is_quick: bool) -> str:

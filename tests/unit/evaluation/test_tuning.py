@@ -326,23 +326,22 @@ def test_the_model_is_tuned_for_real_events_alone_beyond_its_grid():
     assert figures["on_edge"] == []
 
 
-def test_a_model_with_synthetic_events_has_an_alpha_of_its_own():
-    """Real events alone do best at α 2.5; with synthetic events, λ helps at a large α only."""
+def test_a_model_with_synthetic_events_has_settings_of_its_own():
+    """Real events alone do best at α 2.5 and 128 factors; with synthetic events, λ helps at a large α only, and 64 factors are better."""
 
     def rule(name, choice, segment):
-        alpha = choice.options["alpha"]
+        alpha, factors = choice.options["alpha"], choice.options["factors"]
         if name == OURS and any(choice.weights):
-            return np.full(USERS, 0.5 if alpha >= 40 else -0.5)
-        return np.full(USERS, -abs(np.log(alpha / 2.5)) / 10)
+            return np.full(USERS, (0.5 if alpha >= 40 else -0.5) - 0.1 * (factors != 64))
+        return np.full(USERS, -abs(np.log(alpha / 2.5)) / 10 - 0.1 * (factors != 128))
 
     tuner, _ = tuner_of(rule)
     real, ours = tune(tuner, "real")[0], tune(tuner, OURS)[0]
-    assert (real.options["alpha"], ours.options["alpha"] >= 40) == (2.5, True)
+    assert (real.options["alpha"], real.options["factors"]) == (2.5, 128)
+    assert (ours.options["alpha"] >= 40, ours.options["factors"]) == (True, 64)
     assert any(ours.weights)
-    assert {name: value for name, value in ours.options.items() if name != "alpha"} == {
-        name: value for name, value in real.options.items() if name != "alpha"
-    }
-    assert tuner.default_arm((0.1, 0.1, 0.1)).arm.options["alpha"] == 40, "a quick verdict has nothing to tune it on"
+    untuned = tuner.default_arm((0.1, 0.1, 0.1)).arm.options
+    assert (untuned["alpha"], untuned["factors"]) == (40, 64), "a quick verdict has nothing to tune them on"
     assert tuner.default_arm((0.0, 0.0, 0.0)).arm.options == real.options
 
 
@@ -368,7 +367,7 @@ def test_an_arm_whose_weight_is_zero_is_that_of_real_events_alone(gain):
     """Its row is the real one's: not another model on the same events, which would make a control look worse than none."""
 
     def rule(arm, choice, segment):
-        odd = 0.02 * (choice.options["factors"] == 128) if arm == "trend" else 0.0
+        odd = 0.02 * (choice.options["factors"] == 128) if arm == "trend" and not any(choice.weights) else 0.0
         return np.full(USERS, odd + (gain if arm == "trend" and any(choice.weights) else 0.0))
 
     tuner, _ = tuner_of(rule)

@@ -230,10 +230,9 @@ def test_the_model_that_is_best_on_validation_speaks():
 
 def test_the_settings_with_synthetic_events_are_named_where_they_differ():
     found = report(lift(10.0, 5.0, 20.0, "real"))
-    found["choices"]["als"] |= {
-        "options": {"alpha": 40.0, "factors": 64},
-        "arms": {"real": {"options": {"alpha": 2.5, "factors": 64}}},
-    }
+    real = {"alpha": 2.5, "half_life": 90.0, "factors": 64}
+    found["choices"]["als"] |= {"options": real | {"alpha": 40.0, "half_life": None}, "arms": {"real": {"options": real}}}
     assert summarize_verdict(found).model_settings == (
-        "als with alpha 2.5, factors 64 (tuned on validation, on real events only); with synthetic events alpha 40 (tuned on them)"
+        "als with alpha 2.5, half_life (days) 90, factors 64 (tuned on validation, on real events only); with synthetic events alpha 40, "
+        "no decay (tuned on them)"
     )
