@@ -10,7 +10,8 @@ users: those of one fold, whose parameter set has not seen them.
 
 The attacks:
 
-* *Singling-out*: the two items with the highest weights among a user's rows are claimed to be in the real events of exactly one user.
+* *Singling-out*: the two items with the highest weights among a user's rows are claimed to be in the real events of exactly one user. Two
+  items are claimed once, however many users' rows have them.
 * *Linkability*: each user's real items are divided into two halves. Both are claimed to be of one user if the same user's rows are the
   most similar to both.
 * *Inference*: of a user's real items all but one are known. It is claimed to be the item with the highest weight, among those not known,
@@ -95,8 +96,10 @@ def measure_risks(rows: RunRows, shadow: ShadowDraws, *, mode: str, is_aligned: 
 def _own_rows(rows: RunRows, shadow: ShadowDraws) -> Iterator[AttackedFold]:
     members = shadow.select(rows.is_member[shadow.user] & ~shadow.newcomer)
     fold = rows.fold[members.user]
-    again = members.draw_weights(fold) if len(fold) >= MIN_USERS else None
-    for number in np.unique(fold) if again is not None else ():
+    if len(fold) < MIN_USERS:
+        return
+    again = members.draw_weights(fold)
+    for number in np.unique(fold):
         users = np.flatnonzero(fold == number)
         published = members.user[users]
         yield AttackedFold(rows.real[published], rows.weight[published], again[users], np.full(len(users), -1))
@@ -146,19 +149,23 @@ def _single_out(fold: AttackedFold, rng: np.random.Generator) -> Guesses:
     items = fold.real.shape[1]
     first = rng.integers(0, items, len(nobody))
     random = np.stack([first, (first + rng.integers(1, max(items, 2), len(nobody))) % items], axis=1)
-    found = []
-    for weight, owner in ((fold.trained, nobody), (fold.control, row_owner)):
+
+    def guess(weight: Any, owner: NDArray[np.int64]) -> NDArray[np.bool_]:
         has_two = np.diff(weight.indptr) > 1
-        found.append(fits_one_user(_heaviest_two(weight[has_two]), fold.real, owner[has_two]))
-    return Guesses(*found, fits_one_user(random, fold.real, nobody))
+        pairs, first_row = np.unique(_heaviest_two(weight[has_two]), axis=0, return_index=True)  # each pair is one guess
+        return fits_one_user(pairs, fold.real, owner[has_two][first_row])
+
+    return Guesses(guess(fold.trained, nobody), guess(fold.control, row_owner), fits_one_user(random, fold.real, nobody))
 
 
 def _heaviest_two(weight: Any) -> NDArray[np.int64]:
-    """Return the two items of the highest weight in each row, which has at least two: int64 [V, 2]."""
+    """Return the two items of the highest weight in each row, which has at least two: int64 [V, 2], ascending."""
     row = np.repeat(np.arange(weight.shape[0]), np.diff(weight.indptr))
     ordered = weight.indices[np.lexsort((weight.indices, -weight.data, row))]
     first = weight.indptr[:-1]
-    return np.stack([ordered[first], ordered[first + 1]], axis=1).astype(np.int64) if len(row) else np.empty((0, 2), np.int64)
+    if not len(row):
+        return np.empty((0, 2), np.int64)
+    return np.sort(np.stack([ordered[first], ordered[first + 1]], axis=1), axis=1).astype(np.int64)
 
 
 def fits_one_user(pairs: NDArray[np.int64], real: Any, owner: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -191,25 +198,27 @@ def _link(fold: AttackedFold, rarity: NDArray[np.float32], rng: np.random.Genera
     """Guess that two halves are of one user, because the same row is the most similar to both; by chance: two rows at random."""
     left, right = split_items(fold.real, np.diff(fold.real.indptr) // 2, rng)
     count = len(fold.own_row)
-    found = []
-    for weight, own in ((fold.trained, np.full(count, -1)), (fold.control, fold.own_row)):
-        (one, likeness), (other, other_likeness) = (nearest_rows(half, weight, own, rarity) for half in (left, right))
-        found.append((one == other) & (likeness > 0) & (other_likeness > 0))
+
+    def guess(weight: Any, own_row: NDArray[np.int64]) -> NDArray[np.bool_]:
+        (one, likeness), (other, other_likeness) = (nearest_rows(half, weight, own_row, rarity) for half in (left, right))
+        return (one == other) & (likeness > 0) & (other_likeness > 0)
+
     chance = rng.integers(0, max(fold.trained.shape[0], 1), (2, count))
-    return Guesses(*found, chance[0] == chance[1])
+    return Guesses(guess(fold.trained, np.full(count, -1)), guess(fold.control, fold.own_row), chance[0] == chance[1])
 
 
 def _infer(fold: AttackedFold, rarity: NDArray[np.float32], rng: np.random.Generator) -> Guesses:
     """Guess a hidden item from the row most similar to the others; by chance: a published item, as often as it was published."""
     count = len(fold.own_row)
     hidden, known = split_items(fold.real, np.ones(count, dtype=np.int64), rng)
-    found = []
-    for weight, own in ((fold.trained, np.full(count, -1)), (fold.control, fold.own_row)):
-        nearest, likeness = nearest_rows(known, weight, own, rarity)
-        found.append((_heaviest_other(weight[nearest], known) == hidden.indices) & (likeness > 0))
+
+    def guess(weight: Any, own_row: NDArray[np.int64]) -> NDArray[np.bool_]:
+        nearest, likeness = nearest_rows(known, weight, own_row, rarity)
+        return np.asarray((_heaviest_other(weight[nearest], known) == hidden.indices) & (likeness > 0))
+
     published = fold.trained.indices
     chance = rng.choice(published, count) if len(published) else np.full(count, -1)
-    return Guesses(*found, chance == hidden.indices)
+    return Guesses(guess(fold.trained, np.full(count, -1)), guess(fold.control, fold.own_row), chance == hidden.indices)
 
 
 def _heaviest_other(weight: Any, known: Any) -> NDArray[np.int64]:

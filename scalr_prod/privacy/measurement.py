@@ -94,7 +94,8 @@ class PrivacyReport(Jsonable):
             "run": f"{self.run_id} ({self.mode})",
             "whose target events trained the translator?": tables["membership"] or "not measured: too few users",
             "whose source history is it?": tables["source_inference"] or "not measured: too few users",
-            "is a user singled out, linked or inferred?": tables["risks"] or "not measured: too few users",
+            "is a user singled out, linked or inferred?": tables["risks"]
+            or "not measured: too few users, or a causal run with align = true",
             "items that few other users had": tables["evidence"],
             "promised": self.promise,
         }
@@ -135,7 +136,7 @@ def describe_privacy(report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]
                 "attack": says,
                 "guesses": found["guesses"],
                 "right": f"{found['attack_rate']:.2%}",
-                "right without the user": f"{found['control_rate']:.2%}",
+                "right by the control": f"{found['control_rate']:.2%}",
                 "right by chance": f"{found['baseline_rate']:.2%}",
                 "risk": _interval(found["risk"]) + (", no better than chance" if found["has_failed"] else ""),
             }

@@ -95,7 +95,7 @@ def test_a_translator_that_repeats_training_events_is_refused(regulars, tmp_path
     assert report.membership["own_rows"].auc.ci95[0] >= 0.9
     assert report.membership["translator_scores"].auc.ci95[0] >= 0.9
     for name in ("singling_out", "linkability", "inference"):
-        assert report.risks[name].risk.ci95[0] > 0.5, name
+        assert report.risks[name].risk.ci95[0] > 0.9, name
         assert not report.risks[name].has_failed
     with Ledger.open(project.settings) as ledger:
         assert ledger.runs.get(report.run_id).state == "rejected"
@@ -118,7 +118,7 @@ def test_an_honest_run_tells_nothing_of_its_users_events(tmp_path, monkeypatch):
     assert gate.figures["membership_users"] >= 500
     assert gate.figures["membership_auc_low"] < 0.65
     assert report.source_inference.with_provenance.value > report.source_inference.published_rows.value
-    assert all(found.risk.ci95[0] < 0.02 for found in report.risks.values())
+    assert all(found.risk.ci95[0] < 0.05 for found in report.risks.values())
     # A fifth of the users are newcomers. They have a sample of their own, however few users of all are read.
     newcomers = report.newcomers_source_inference
     assert (newcomers.users, newcomers.real_rows) == (200, None)

@@ -80,7 +80,7 @@ def test_rows_that_know_nothing_are_no_risk(rows):
         assert list(found) == ATTACKS
         for risk in found.values():
             assert risk.risk.ci95[0] <= 0 <= risk.risk.ci95[1]
-            assert risk.guesses == USERS
+        assert [found[name].guesses for name in ATTACKS[1:]] == [USERS, USERS]
 
 
 def test_a_memoriser_is_found_by_other_users_rows(rows):
@@ -119,6 +119,15 @@ def test_what_cannot_be_compared_is_not_attacked(rows):
     assert measure_risks(rows, few, mode="causal", is_aligned=False) == {}
     newcomers = replace(rows, newcomer=np.ones(USERS, bool))
     assert backfill(newcomers) == {}
+
+
+def test_a_pair_that_many_rows_have_is_one_guess(rows):
+    """Else one user who is singled out would count as often as the pair is published."""
+    same, number = rows.weight.tolil(), np.arange(USERS) % (USERS // 2)
+    for user in range(USERS):
+        same[user, [number[user] // FOLDS, number[user] // FOLDS + 1]] = 0.9
+    found = backfill(replace(rows, weight=same.tocsr()))
+    assert found["singling_out"].guesses == USERS // 2
 
 
 def test_users_with_one_item_are_not_divided(rows):

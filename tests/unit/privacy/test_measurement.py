@@ -40,7 +40,7 @@ def test_newcomers_are_apart_and_risks_in_words():
     ]
     linked, inferred = tables["risks"]
     assert linked["attack"].startswith("linkability")
-    assert linked["right without the user"] == "0.94%"  # the centre of Wilson's interval of 0 in 200
+    assert linked["right by the control"] == "0.94%"  # the centre of Wilson's interval of 0 in 200
     assert "chance" not in linked["risk"]
     assert inferred["risk"].endswith("no better than chance")
 
