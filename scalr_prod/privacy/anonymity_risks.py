@@ -116,7 +116,7 @@ def _other_rows(rows: RunRows, folds: int) -> Iterator[AttackedFold]:
 
 
 def attack_folds(folds: Sequence[AttackedFold], rarity: NDArray[np.float32]) -> dict[str, AttackRisk]:
-    """Return the risk of each attack of which there are at least `MIN_USERS` guesses.
+    """Return the risk of each attack of which there are at least `MIN_USERS` guesses. A control of few guesses makes the interval wide.
 
     Args:
         folds: Users and rows.
@@ -136,7 +136,7 @@ def attack_folds(folds: Sequence[AttackedFold], rarity: NDArray[np.float32]) -> 
     return {
         name: measure_risk(one.trained, one.control, one.chance)
         for name, one in found.items()
-        if min(len(one.trained), len(one.control)) >= MIN_USERS
+        if len(one.trained) >= MIN_USERS and len(one.control)
     }
 
 
@@ -201,7 +201,7 @@ def _link(fold: AttackedFold, rarity: NDArray[np.float32], rng: np.random.Genera
 
     def guess(weight: Any, own_row: NDArray[np.int64]) -> NDArray[np.bool_]:
         (one, likeness), (other, other_likeness) = (nearest_rows(half, weight, own_row, rarity) for half in (left, right))
-        return (one == other) & (likeness > 0) & (other_likeness > 0)
+        return np.asarray((one == other) & (likeness > 0) & (other_likeness > 0))
 
     chance = rng.integers(0, max(fold.trained.shape[0], 1), (2, count))
     return Guesses(guess(fold.trained, np.full(count, -1)), guess(fold.control, fold.own_row), chance[0] == chance[1])

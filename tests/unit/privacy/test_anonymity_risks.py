@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
@@ -155,14 +156,15 @@ def test_items_are_divided_without_loss():
 
 
 def test_the_heaviest_items_are_claimed():
-    """Each row's two heaviest items are of one user, its others of all users; only they are claimed, and only they are right."""
-    items, count = 300, 120
-    real = sparse.lil_matrix((count, items), dtype=np.float32)
-    real[:, :3] = 1
-    for user in range(count):
-        real[user, 10 + 2 * user : 12 + 2 * user] = 1
-    heavy = sparse.csr_matrix(real.multiply(np.where(np.arange(items) < 3, 0.2, 0.8)))
-    light = sparse.csr_matrix(real.multiply(np.where(np.arange(items) < 3, 0.8, 0.2)))
-    fold = AttackedFold(sparse.csr_matrix(real), heavy, light, np.full(count, -1))
+    """Everybody has 16 items, and two of their own. The attack is right if these weigh most, and never if two of the others do."""
+    count, items = 120, 300
+    real = np.zeros((count, items), np.float32)
+    real[:, :16] = 1
+    own, common = real * 0.2, real * 0.2
+    for user, pair in enumerate(combinations(range(16), 2)):
+        two = [20 + 2 * user, 21 + 2 * user]
+        real[user, two] = 1
+        own[user, two], common[user, two], common[user, list(pair)] = 0.8, 0.2, 0.8
+    fold = AttackedFold(*map(sparse.csr_matrix, (real, own, common)), np.full(count, -1))
     found = attack_folds([fold], np.ones(items, np.float32))["singling_out"]
     assert (found.attack_rate, found.control_rate) == pytest.approx((1, 0), abs=0.02)
