@@ -571,7 +571,7 @@ class Project:
         return write_report(self.settings, run_id, output=Path(output) if output is not None else None)
 
     def privacy(self, run_id: str | None = None) -> PrivacyReport:
-        """Attack a run's rows: membership of users in the translator's training, source histories, and items that few users had.
+        """Attack a run's rows: membership in the translator's training, source histories, anonymity, and items that few users had.
 
         Args:
             run_id: Default: the run that changed last.

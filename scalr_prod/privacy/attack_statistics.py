@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Success of an attack that guesses membership from one score per user: AUC, and true positives at 1 % false positives."""
+"""How well attacks succeed: AUC and true positives of scores, and the risk of guesses beyond those about users who were not trained on."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
 RESAMPLES: Final = 1000
 #: False positive rate at which the true positive rate is given: an attack that is right about few users can have an AUC near 0.5.
 FALSE_POSITIVE_RATE: Final = 0.01
+#: 97.5 % quantile of the normal distribution: half the width of a 95 % interval in standard errors.
+_Z: Final = 1.959963984540054
 
 
 @dataclass(frozen=True)
 class Estimate(Jsonable):
-    """An estimate with its 95 % interval, by resampling users."""
+    """An estimate with its 95 % interval."""
 
     value: float
     ci95: tuple[float, float]
@@ -29,7 +32,7 @@ class Estimate(Jsonable):
 
 @dataclass(frozen=True)
 class AttackSuccess(Jsonable):
-    """Success of an attack.
+    """Success of an attack; intervals resample users.
 
     Attributes:
         users: Number of attacked users. Each is attacked twice: trained on ("in") and not trained on ("out").
@@ -40,6 +43,27 @@ class AttackSuccess(Jsonable):
     users: int
     auc: Estimate
     true_positives: Estimate
+
+
+@dataclass(frozen=True)
+class AttackRisk(Jsonable):
+    """How much more often an attack is right about users who were trained on than about others, after Giomi et al. (2023).
+
+    Attributes:
+        guesses: Number of guesses about users who were trained on.
+        attack_rate: Share of these that are right. This and the other rates are centres of Wilson's 95 % interval.
+        control_rate: Share of right guesses by the same attack about users who were not trained on.
+        baseline_rate: Share of right guesses by chance, without the attack.
+        risk: (attack rate - control rate) / (1 - control rate). Below 0 if the control is right more often.
+        has_failed: Whether the attack is no better than chance. Then a low risk says nothing of stronger attacks.
+    """
+
+    guesses: int
+    attack_rate: float
+    control_rate: float
+    baseline_rate: float
+    risk: Estimate
+    has_failed: bool
 
 
 class _PairedScores:
@@ -91,6 +115,35 @@ def measure_attack(inside: NDArray[np.float64], outside: NDArray[np.float64], *,
         _estimate(scores.auc(everybody), [scores.auc(weight) for weight in resampled]),
         _estimate(scores.true_positive_rate(everybody), [scores.true_positive_rate(weight) for weight in resampled]),
     )
+
+
+def measure_risk(attack: NDArray[np.bool_], control: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> AttackRisk:
+    """Return the risk of an attack; the errors of its two rates are propagated as if independent.
+
+    Args:
+        attack: bool, at least one. Which guesses about users who were trained on are right.
+        control: bool, at least one. The same about users who were not.
+        baseline: bool, at least one. Which guesses by chance are right.
+    """
+    (attack_rate, attack_error), (control_rate, control_error), (baseline_rate, _) = map(_wilson, (attack, control, baseline))
+    room = 1 - control_rate
+    risk = (attack_rate - control_rate) / room
+    error = math.hypot(attack_error / room, control_error * (1 - attack_rate) / room**2)
+    return AttackRisk(
+        len(attack),
+        attack_rate,
+        control_rate,
+        baseline_rate,
+        Estimate(risk, (risk - error, risk + error)),
+        has_failed=attack_rate <= baseline_rate,
+    )
+
+
+def _wilson(is_right: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return the centre of Wilson's 95 % interval of a rate, and half its width."""
+    count, right = len(is_right), int(is_right.sum())
+    total = count + _Z**2
+    return (right + _Z**2 / 2) / total, _Z / total * math.sqrt(right * (count - right) / count + _Z**2 / 4)
 
 
 def bootstrap_mean(values: NDArray[np.float64]) -> Estimate:

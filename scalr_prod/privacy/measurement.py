@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Privacy of a run's rows: membership inference, source inference, and evidence."""
+"""Privacy of a run's rows: membership inference, source inference, anonymity risks, and evidence."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from scalr_prod.core.atomic_io import write_json
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import RunNotFound
 from scalr_prod.ledger import Ledger, run_folder
+from scalr_prod.privacy.anonymity_risks import measure_risks
 from scalr_prod.privacy.evidence import measure_evidence
 from scalr_prod.privacy.membership import PUBLISHED_ATTACKS, measure_membership
 from scalr_prod.privacy.run_rows import find_run_files, open_run_rows, read_run_rows
 from scalr_prod.privacy.shadow_draws import ShadowDraws
-from scalr_prod.privacy.source_inference import SourceInference, measure_source_inference
+from scalr_prod.privacy.source_inference import SourceInference, measure_newcomers_source_inference, measure_source_inference
 from scalr_prod.translator import load_version, open_worker_pool
 from scalr_prod.workspace import open_duckdb, staging_folder
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
     from scalr_prod.ledger import RunSpec
-    from scalr_prod.privacy.attack_statistics import AttackSuccess
+    from scalr_prod.privacy.attack_statistics import AttackRisk, AttackSuccess
 
 
 #: What a reader of the figures may conclude.
@@ -43,6 +44,7 @@ _SAYS: Final = {
     "newcomers_closest_row_set": "the most similar rows of a newcomer",
     "newcomers_item_counts": "how often newcomers' rows name the user's items",
     "control": "control: most similar rows, by two sets trained on the user",
+    "newcomers_control": "control: most similar rows of a newcomer, by two sets trained on the user",
     "own_rows_without_folds": "own rows drawn by another fold's parameters (not published)",
     "translator_scores": "probabilities of the user's items (not published)",
 }
@@ -51,6 +53,11 @@ _SOURCES: Final = {
     "real_rows": "the user's real target events (control)",
     "published_rows": "published rows",
     "with_provenance": "published rows and their source items",
+}
+_RISKS: Final = {
+    "singling_out": "singling-out: two items that exactly one user had",
+    "linkability": "linkability: two halves of a user's events",
+    "inference": "inference: a user's item from the user's other items",
 }
 
 
@@ -63,6 +70,8 @@ class PrivacyReport(Jsonable):
         mode: ``backfill`` or ``causal``.
         membership: Attack → its success, see `membership`; empty if there are too few users.
         source_inference: See `source_inference`, or None if there are too few users.
+        newcomers_source_inference: The same of newcomers, or None if there are too few of them.
+        risks: Attack → its risk, see `anonymity_risks`; empty if there are too few users.
         evidence: k → share of the rows whose item fewer than k other users had in the training events.
         seconds: Wall-clock time.
         promise: What is and is not promised.
@@ -72,6 +81,8 @@ class PrivacyReport(Jsonable):
     mode: str
     membership: Mapping[str, AttackSuccess]
     source_inference: SourceInference | None
+    newcomers_source_inference: SourceInference | None
+    risks: Mapping[str, AttackRisk]
     evidence: Mapping[str, float]
     seconds: float = 0.0
     promise: str = PROMISE
@@ -83,14 +94,18 @@ class PrivacyReport(Jsonable):
             "run": f"{self.run_id} ({self.mode})",
             "whose target events trained the translator?": tables["membership"] or "not measured: too few users",
             "whose source history is it?": tables["source_inference"] or "not measured: too few users",
+            "is a user singled out, linked or inferred?": tables["risks"]
+            or "not measured: too few users, or a causal run with align = true",
             "items that few other users had": tables["evidence"],
             "promised": self.promise,
         }
 
 
 def describe_privacy(report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Return the figures of a `PrivacyReport`, as JSON, as tables in words: ``membership``, ``source_inference`` and ``evidence``."""
-    source = report["source_inference"]
+    """Return the figures of a `PrivacyReport`, as JSON, as tables in words.
+
+    They are ``membership``, ``source_inference``, ``risks`` and ``evidence``. Reports of earlier versions have fewer figures.
+    """
     return {
         "membership": [
             {
@@ -103,11 +118,31 @@ def describe_privacy(report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]
             if name in report["membership"]
         ],
         "source_inference": [
-            {"guessed from": says, "users": source["users"], f"picked among {source['candidates']}": _interval(source[name])}
+            {
+                "guessed from": f"{whose}{says}",
+                "users": found["users"],
+                f"picked among {found['candidates']}": _interval(found[name]),
+            }
+            for whose, found in (
+                ("", report["source_inference"]),
+                ("newcomers: ", report.get("newcomers_source_inference")),
+            )
+            if found
             for name, says in _SOURCES.items()
-        ]
-        if source
-        else [],
+            if found[name]
+        ],
+        "risks": [
+            {
+                "attack": says,
+                "guesses": found["guesses"],
+                "right": f"{found['attack_rate']:.2%}",
+                "right by the control": f"{found['control_rate']:.2%}",
+                "right by chance": f"{found['baseline_rate']:.2%}",
+                "risk": _interval(found["risk"]) + (", no better than chance" if found["has_failed"] else ""),
+            }
+            for name, says in _RISKS.items()
+            if (found := report.get("risks", {}).get(name))
+        ],
         "evidence": [
             {"other users": f"fewer than {k}", "share of rows": f"{share:.2%}"}
             for k, share in sorted(report["evidence"].items(), key=lambda pair: int(pair[0]))
@@ -148,11 +183,14 @@ def measure_privacy(settings: Settings, run_id: str | None = None) -> PrivacyRep
         version = load_version(settings, spec.translator_version)
         rows = read_run_rows(connection, settings, version)
         shadow = ShadowDraws.open(connection, settings, spec, rows)
+        newcomers = ShadowDraws.open(connection, settings, spec, rows, newcomers_of=shadow)
         report = PrivacyReport(
             spec.run_id,
             spec.mode,
-            measure_membership(rows, shadow, mode=spec.mode, is_aligned=_is_aligned(spec)),
+            measure_membership(rows, shadow, newcomers, mode=spec.mode, is_aligned=_is_aligned(spec)),
             measure_source_inference(rows, shadow, mode=spec.mode),
+            measure_newcomers_source_inference(rows, newcomers),
+            measure_risks(rows, shadow, mode=spec.mode, is_aligned=_is_aligned(spec)),
             measure_evidence(connection),
         )
     report = replace(report, seconds=round(time.perf_counter() - started, 2))
@@ -165,7 +203,8 @@ def measure_run_membership(settings: Settings, spec: RunSpec, files: list[Path])
     with _opened(settings, spec, files) as connection:
         rows = read_run_rows(connection, settings, load_version(settings, spec.translator_version))
         shadow = ShadowDraws.open(connection, settings, spec, rows)
-        found = measure_membership(rows, shadow, mode=spec.mode, is_aligned=_is_aligned(spec))
+        newcomers = ShadowDraws.open(connection, settings, spec, rows, newcomers_of=shadow)
+        found = measure_membership(rows, shadow, newcomers, mode=spec.mode, is_aligned=_is_aligned(spec))
     return {name: found[name] for name in PUBLISHED_ATTACKS if name in found}
 
 

@@ -49,19 +49,22 @@ class DrawnByFold:
     own_row: Sequence[NDArray[np.int64]]
 
 
-def measure_membership(rows: RunRows, shadow: ShadowDraws, *, mode: str, is_aligned: bool) -> dict[str, AttackSuccess]:
+def measure_membership(
+    rows: RunRows, shadow: ShadowDraws, newcomers: ShadowDraws, *, mode: str, is_aligned: bool
+) -> dict[str, AttackSuccess]:
     """Measure every attack for which there are enough users.
 
     Args:
         rows: Rows of the run.
         shadow: Draws of a sample of its users.
+        newcomers: Draws of a sample of its newcomers.
         mode: ``backfill`` or ``causal``.
         is_aligned: Whether the run dropped draws to match popularity: its rows then differ from any new draw.
 
     Returns:
         Attack → its success; those of `PUBLISHED_ATTACKS` are on what is published.
     """
-    found = _attack_other_users(rows, shadow, mode)
+    found = _attack_other_users(rows, shadow, newcomers, mode)
     members = shadow.select(rows.is_member[shadow.user] & ~shadow.newcomer)
     if len(members.user) < MIN_USERS:
         return found
@@ -97,39 +100,38 @@ def _other_fold(fold: NDArray[np.int32], folds: int, step: int = 1) -> NDArray[n
     return ((fold + step) % folds).astype(np.int32)
 
 
-def _attack_other_users(rows: RunRows, shadow: ShadowDraws, mode: str) -> dict[str, AttackSuccess]:
+def _attack_other_users(rows: RunRows, shadow: ShadowDraws, newcomers: ShadowDraws, mode: str) -> dict[str, AttackSuccess]:
     """Attack users by other users' rows: of the run itself if the fold's sets drew them, else by the same sets' new draws."""
-    attacked = _attacked_users(rows)
+    attacked = attacked_users(rows)
     folds = shadow.module.folds
     found: dict[str, AttackSuccess] = {}
     if mode == "backfill":
         groups = [np.flatnonzero((rows.fold == fold) & ~rows.newcomer) for fold in range(folds)]
-        drawn = DrawnByFold([rows.drawn[users] for users in groups], [_positions(attacked, users) for users in groups])
+        drawn = DrawnByFold([rows.drawn[users] for users in groups], [positions(attacked, users) for users in groups])
     else:
         veterans = shadow.select(~shadow.newcomer)
         drawn = _draw_by_fold(veterans, attacked, folds)
     found |= attack_other_rows(rows, attacked, drawn)
-    newcomers = shadow.select(shadow.newcomer)
     by_newcomers = attack_other_rows(rows, attacked, _draw_by_fold(newcomers, attacked, folds))
-    return found | {f"newcomers_{name}": success for name, success in by_newcomers.items() if name != "control"}
+    return found | {f"newcomers_{name}": success for name, success in by_newcomers.items()}
 
 
 def _draw_by_fold(shadow: ShadowDraws, attacked: NDArray[np.int64], folds: int) -> DrawnByFold:
     if len(shadow.user) < MIN_USERS:
         return DrawnByFold([], [])
     drawn = [shadow.draw(np.full(len(shadow.user), fold, dtype=np.int32)) for fold in range(folds)]
-    return DrawnByFold(drawn, [_positions(attacked, shadow.user)] * folds)
+    return DrawnByFold(drawn, [positions(attacked, shadow.user)] * folds)
 
 
-def _attacked_users(rows: RunRows) -> NDArray[np.int64]:
-    """Return the positions of at most `MAX_ATTACKED` members, equally many of each fold."""
+def attacked_users(rows: RunRows) -> NDArray[np.int64]:
+    """Return the positions of at most `MAX_ATTACKED` users who were trained on, equally many of each fold."""
     members = np.flatnonzero(rows.is_member & ~rows.newcomer)
     by_fold = [members[rows.fold[members] == fold] for fold in np.unique(rows.fold[members])]
     count = min([MAX_ATTACKED // max(len(by_fold), 1), *(len(users) for users in by_fold)])
     return np.sort(np.concatenate([users[:count] for users in by_fold])) if by_fold else np.empty(0, dtype=np.int64)
 
 
-def _positions(wanted: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
+def positions(wanted: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the position of each wanted value among ascending ones, -1 where it is missing."""
     position = np.searchsorted(among, wanted)
     position[position == len(among)] = 0
@@ -144,7 +146,7 @@ def attack_other_rows(rows: RunRows, attacked: NDArray[np.int64], drawn: DrawnBy
     if len(attacked) < MIN_USERS or not drawn.drawn or min(part.shape[0] for part in drawn.drawn) < MIN_USERS:
         return {}
     real, fold, folds = rows.real[attacked], rows.fold[attacked], len(drawn.drawn)
-    rarity = _rarity(rows.real)
+    rarity = item_rarity(rows.real)
     scores: dict[str, list[NDArray[np.float64]]] = {"closest_row_set": [], "item_counts": []}
     for part, own in zip(drawn.drawn, drawn.own_row, strict=True):
         scores["closest_row_set"].append(closest_records(real, part, own, rarity))
@@ -159,7 +161,7 @@ def attack_other_rows(rows: RunRows, attacked: NDArray[np.int64], drawn: DrawnBy
     return found | ({"control": measure_attack(control[1], control[2])} if folds > 2 else {})  # noqa: PLR2004 - a third set
 
 
-def _rarity(real: Any) -> NDArray[np.float32]:
+def item_rarity(real: Any) -> NDArray[np.float32]:
     """Return log(users / users of the item) of each item, 0 for items that nobody has: float32 [N]."""
     count = np.asarray(real.sum(axis=0)).ravel()
     rarity: NDArray[np.float32] = np.where(count > 0, np.log((1 + real.shape[0]) / np.maximum(count, 1)), 0).astype(np.float32)
@@ -169,26 +171,40 @@ def _rarity(real: Any) -> NDArray[np.float32]:
 def closest_records(real: Any, drawn: Any, own_row: NDArray[np.int64], rarity: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the similarity of each user's real items to the most similar other user's drawn items: the distance to the closest record.
 
+    Arguments are those of `nearest_rows`.
+
+    Returns:
+        float64 [M]. Cosine, 0 to 1.
+    """
+    return nearest_rows(real, drawn, own_row, rarity)[1]
+
+
+def nearest_rows(
+    real: Any, drawn: Any, own_row: NDArray[np.int64], rarity: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the user with the drawn items most similar to each user's real items, and the similarity.
+
     Args:
         real: scipy CSR [M, N]. Items of the attacked users.
-        drawn: scipy CSR [V, N]. Drawn items of V users.
+        drawn: scipy CSR [V, N]. Drawn items of V users, or their weights.
         own_row: int64 [M]. Row of ``drawn`` that is the user's own and does not count; -1: none.
         rarity: float32 [N]. Weight of an item in common: popular items are in common by chance.
 
     Returns:
-        float64 [M]. Cosine, 0 to 1.
+        int64 [M]: position in ``drawn``. float64 [M]: cosine, 0 to 1.
     """
     from scipy import sparse
 
     weights = sparse.diags_array(np.sqrt(rarity))
     left, right = (_normalized(sparse.csr_array(matrix) @ weights) for matrix in (real, drawn))
-    closest, right = np.empty(real.shape[0]), right.T.tocsc()
+    nearest, closest, right = np.empty(real.shape[0], dtype=np.int64), np.empty(real.shape[0]), right.T.tocsc()
     for start in range(0, real.shape[0], _BLOCK):
         block = (left[start : start + _BLOCK] @ right).toarray()
         own = own_row[start : start + _BLOCK]
         block[np.flatnonzero(own >= 0), own[own >= 0]] = 0
+        nearest[start : start + _BLOCK] = block.argmax(1)
         closest[start : start + _BLOCK] = block.max(1)
-    return closest
+    return nearest, closest
 
 
 def _normalized(matrix: Any) -> Any:

@@ -44,6 +44,7 @@ class RunRows:
         drawn: scipy CSR bool [U, N]. Target items of the run's rows.
         real: scipy CSR bool [U, N]. Target items of the events that the translator was trained on.
         source: scipy CSR bool [U, S + 1]. Source items that the run's rows name as their origin.
+        weight: scipy CSR float32 [U, N]. The highest confidence weight of a user's rows of an item, where ``drawn`` has it.
     """
 
     users: pa.Array
@@ -53,6 +54,7 @@ class RunRows:
     drawn: Any
     real: Any
     source: Any
+    weight: Any
 
     @property
     def is_member(self) -> NDArray[np.bool_]:
@@ -119,7 +121,7 @@ def read_run_rows(connection: DuckDBPyConnection, settings: Settings, version: T
     chosen = f"{hash_bucket_sql(USER_ID, buckets)} = 0" if buckets > 1 else "true"
     source_key = source_item_key_sql("source_domain", "source_item_id", settings.domains.source_names)
     rows = connection.sql(
-        f"SELECT {USER_ID}, {ITEM_ID}, {source_key} AS source_key FROM run_rows WHERE {chosen}"
+        f"SELECT {USER_ID}, {ITEM_ID}, {source_key} AS source_key, weight FROM run_rows WHERE {chosen}"
     ).to_arrow_table()
     connection.register("rows_of_sample", rows)
     real = connection.sql(
@@ -130,6 +132,9 @@ def read_run_rows(connection: DuckDBPyConnection, settings: Settings, version: T
     ids, vocabulary = sorted_unique(rows[USER_ID]), version.vocabulary()
     row_user, real_user = index_in(rows[USER_ID], ids), index_in(real[USER_ID], ids)
     n_items, n_source = len(vocabulary.all_target_ids), len(vocabulary.source_ids)
+    weight = weight_matrix(
+        row_user, vocabulary.target_index(rows[ITEM_ID].combine_chunks()), rows["weight"].to_numpy(), (len(ids), n_items)
+    )
     trained = real["trained"].to_numpy()
     newcomer = np.ones(len(ids), dtype=bool)
     newcomer[real_user] = False
@@ -138,13 +143,14 @@ def read_run_rows(connection: DuckDBPyConnection, settings: Settings, version: T
         buckets,
         hash_fold(ids, version.folds),
         newcomer,
-        drawn=user_item_matrix(row_user, vocabulary.target_index(rows[ITEM_ID].combine_chunks()), (len(ids), n_items)),
+        drawn=as_ones(weight),
         real=user_item_matrix(
             real_user[trained], vocabulary.target_index(real[ITEM_ID].combine_chunks())[trained], (len(ids), n_items)
         ),
         source=user_item_matrix(
             row_user, vocabulary.source_index(rows["source_key"].combine_chunks()), (len(ids), n_source + 1)
         ),
+        weight=weight,
     )
 
 
@@ -157,3 +163,23 @@ def user_item_matrix(user: NDArray[Any], item: NDArray[np.int32], shape: tuple[i
     matrix.sum_duplicates()
     matrix.data[:] = 1
     return matrix
+
+
+def weight_matrix(user: NDArray[Any], item: NDArray[np.int32], weight: NDArray[np.float32], shape: tuple[int, int]) -> Any:
+    """Return each user's highest weight of each item: scipy CSR float32, ``shape``; negative items are left out."""
+    from scipy import sparse
+
+    known = np.flatnonzero(item >= 0)
+    pair = user[known].astype(np.int64) * shape[1] + item[known]
+    order = np.lexsort((weight[known], pair))
+    ordered = pair[order]
+    highest = order[np.append(ordered[1:] != ordered[:-1], True)] if len(ordered) else order
+    row, column = np.divmod(pair[highest], shape[1])
+    return sparse.csr_matrix((np.nan_to_num(weight[known][highest]).astype(np.float32), (row, column)), shape=shape)
+
+
+def as_ones(matrix: Any) -> Any:
+    """Return a copy of a sparse matrix with every stored value 1."""
+    ones = matrix.copy()
+    ones.data[:] = 1
+    return ones

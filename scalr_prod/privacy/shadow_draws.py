@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.core.id_index import index_in
-from scalr_prod.generation import ConsumptionIndex, RequestEncoder, read_contexts
-from scalr_prod.privacy.run_rows import user_item_matrix
+from scalr_prod.generation import ConsumptionIndex, RequestEncoder, confidence_weight, read_contexts
+from scalr_prod.privacy.run_rows import as_ones, weight_matrix
 from scalr_prod.schemas import USER_ID
 from scalr_prod.translator import NO_ITEM, Contexts, TranslatorModule, load_version
 
@@ -42,6 +42,7 @@ class ShadowDraws:
         newcomer: bool [V].
         contexts: [B]. Their contexts, as the run requested them.
         owner: int64 [B]. Position of each context's user in ``user``.
+        buckets: They are the run's users in hash bucket 0 of this many.
     """
 
     module: TranslatorModule
@@ -50,9 +51,18 @@ class ShadowDraws:
     newcomer: NDArray[np.bool_]
     contexts: Contexts
     owner: NDArray[np.int64]
+    buckets: int
 
     @classmethod
-    def open(cls, connection: DuckDBPyConnection, settings: Settings, spec: RunSpec, rows: RunRows) -> ShadowDraws:
+    def open(
+        cls,
+        connection: DuckDBPyConnection,
+        settings: Settings,
+        spec: RunSpec,
+        rows: RunRows,
+        *,
+        newcomers_of: ShadowDraws | None = None,
+    ) -> ShadowDraws:
         """Read the contexts of a sample of the users, as many as give about `MAX_CONTEXTS` contexts.
 
         Args:
@@ -60,31 +70,39 @@ class ShadowDraws:
             settings: The project's settings.
             spec: The run.
             rows: The run's rows.
+            newcomers_of: A sample of all users. If given, read newcomers only, who may be few among all users.
 
         Raises:
             TranslatorError: The translator version cannot be loaded.
             LakeError: A table version that the run read is gone.
         """
-        ((contexts,),) = connection.execute(
-            f"SELECT count(DISTINCT ({USER_ID}, source_domain, source_item_id, source_event_timestamp)) FROM run_rows"
-        ).fetchall()
-        # A multiple, so that the users are among those of the rows.
-        buckets = rows.buckets * max(1, -(-int(contexts) // (rows.buckets * MAX_CONTEXTS)))
+        if newcomers_of is None:
+            buckets = _count_buckets(connection, rows)
+        else:
+            is_new = f"{USER_ID} NOT IN (SELECT {USER_ID} FROM known_target_events WHERE trained)"
+            buckets = _count_buckets(connection, rows, is_new)
+            if buckets >= newcomers_of.buckets:
+                return newcomers_of.select(newcomers_of.newcomer)
         version = load_version(settings, spec.translator_version)
         vocabulary = version.vocabulary()
         table, consumed_rows = read_contexts(connection, settings, spec, 0, buckets)
+        if newcomers_of is not None:
+            table = table.filter(table["newcomer"])
         position = index_in(table[USER_ID], rows.users)
         table, position = table.filter(position >= 0), position[position >= 0]
+        if newcomers_of is not None and not len(table):
+            return newcomers_of.select(newcomers_of.newcomer)
         consumed = None if consumed_rows is None else ConsumptionIndex.from_rows(consumed_rows, vocabulary)
         encoder = RequestEncoder(settings, spec, vocabulary, version.folds, connection=connection)
         user, first, owner = np.unique(position, return_index=True, return_inverse=True)
         return cls(
-            TranslatorModule.load(version.path, trusted=True),
+            newcomers_of.module if newcomers_of is not None else TranslatorModule.load(version.path, trusted=True),
             dict(spec.settings["generation"]),
             user.astype(np.int64),
             table["newcomer"].to_numpy()[first],
             Contexts.concat(list(encoder.iter_requests(table, consumed))),
             owner,
+            buckets,
         )
 
     def select(self, mask: NDArray[np.bool_]) -> ShadowDraws:
@@ -108,6 +126,10 @@ class ShadowDraws:
         Returns:
             scipy CSR [V, N]: drawn items.
         """
+        return as_ones(self.draw_weights(parameter_set))
+
+    def draw_weights(self, parameter_set: NDArray[np.int32]) -> Any:
+        """Draw as `draw` does, and return the confidence weight of each drawn item: scipy CSR float32 [V, N]."""
         options = self.settings
         contexts = replace(
             self.contexts, fold=parameter_set[self.owner].astype(np.int32), noise_key=self.contexts.noise_key ^ _OTHER_NOISE
@@ -120,7 +142,10 @@ class ShadowDraws:
             shortlist=options.get("shortlist"),
         )
         owner = np.repeat(self.owner, samples.items.shape[1])
-        return user_item_matrix(owner, samples.items.ravel(), (len(self.user), self.module.n_target))
+        # Where nothing is drawn, probability and prior may be 0; such items are left out.
+        prior = np.where(samples.items == NO_ITEM, 1, samples.prior.astype(np.float64))
+        weight = confidence_weight(samples.probabilities.astype(np.float64), prior)
+        return weight_matrix(owner, samples.items.ravel(), weight.ravel(), (len(self.user), self.module.n_target))
 
     def last_contexts(self, parameter_set: NDArray[np.int32]) -> Contexts:
         """Return each user's last context, for given parameters (int32 [V]), with no item excluded: [V]."""
@@ -159,3 +184,13 @@ class ShadowDraws:
                 logits = p.clamp(min=1e-30).log() / self.settings["temperature"]
                 log_p[start + rows] = logits.log_softmax(1).cpu().numpy()
         return log_p
+
+
+def _count_buckets(connection: DuckDBPyConnection, rows: RunRows, condition: str = "true") -> int:
+    """Return the number of hash buckets whose first has about `MAX_CONTEXTS` contexts of the users of an SQL condition."""
+    ((contexts,),) = connection.execute(
+        f"""SELECT count(DISTINCT ({USER_ID}, source_domain, source_item_id, source_event_timestamp)) FROM run_rows
+            WHERE {condition}"""
+    ).fetchall()
+    # A multiple, so that the users are among those of the rows.
+    return rows.buckets * max(1, -(-int(contexts) // (rows.buckets * MAX_CONTEXTS)))

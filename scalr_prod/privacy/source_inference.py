@@ -3,7 +3,7 @@
 
 The attacker has the translator, and the source histories of 100 users as the run read them, and takes the history under which the rows are
 most likely. The control does the same with the user's real target events instead, which readers of the target domain have anyway, by
-parameters that were not trained on any of the 100 users.
+parameters that were not trained on any of the 100 users. Newcomers have no target events: without published rows, the attacker guesses.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.privacy.attack_statistics import Estimate, bootstrap_mean
-from scalr_prod.translator import ALL_USERS
+from scalr_prod.translator import ALL_USERS, COLD_USERS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,14 +35,14 @@ class SourceInference(Jsonable):
     Attributes:
         users: Number of users.
         candidates: Histories to pick from; a guess is right with a probability of 1 / candidates.
-        real_rows: From the user's real target events alone: the control.
+        real_rows: From the user's real target events alone: the control. None for newcomers, who have none.
         published_rows: From the published rows, without their source events.
         with_provenance: From the published rows and their source items.
     """
 
     users: int
     candidates: int
-    real_rows: Estimate
+    real_rows: Estimate | None
     published_rows: Estimate
     with_provenance: Estimate
 
@@ -59,20 +59,54 @@ def measure_source_inference(rows: RunRows, shadow: ShadowDraws, *, mode: str) -
     fold = rows.fold[members.user]
     hits: dict[str, list[NDArray[np.float64]]] = {"real_rows": [], "published_rows": [], "with_provenance": []}
     for own in np.unique(fold).tolist():
-        of_fold = np.flatnonzero(fold == own)
-        for start in range(0, len(of_fold) - CANDIDATES + 1, CANDIDATES):
-            group = of_fold[start : start + CANDIDATES]
-            user = members.user[group]
+        for group in _groups(np.flatnonzero(fold == own)):
             held_out = members.log_draw_probabilities(own, group)
             drawn_by = held_out if mode == "backfill" else members.log_draw_probabilities(ALL_USERS, group)
-            likelihood = rows.drawn[user] @ drawn_by.T
-            hits["real_rows"].append(hit_probability(rows.real[user] @ held_out.T))
-            hits["published_rows"].append(hit_probability(likelihood))
-            hits["with_provenance"].append(hit_probability(likelihood + _inconsistent(rows.source[user], members, group)))
-    if not hits["real_rows"]:
+            hits["real_rows"].append(hit_probability(rows.real[members.user[group]] @ held_out.T))
+            _attack_rows(hits, rows, members, group, drawn_by)
+    return _summarize(hits)
+
+
+def measure_newcomers_source_inference(rows: RunRows, newcomers: ShadowDraws) -> SourceInference | None:
+    """Measure the attack on newcomers, among newcomers; None if there are too few of them.
+
+    Args:
+        rows: Rows of the run.
+        newcomers: Draws of a sample of its newcomers.
+    """
+    hits: dict[str, list[NDArray[np.float64]]] = {"published_rows": [], "with_provenance": []}
+    for group in _groups(np.arange(len(newcomers.user))):
+        _attack_rows(hits, rows, newcomers, group, newcomers.log_draw_probabilities(COLD_USERS, group))
+    return _summarize(hits)
+
+
+def _groups(users: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Divide users into groups of `CANDIDATES`; the rest is left out."""
+    return [users[start : start + CANDIDATES] for start in range(0, len(users) - CANDIDATES + 1, CANDIDATES)]
+
+
+def _attack_rows(
+    hits: dict[str, list[NDArray[np.float64]]],
+    rows: RunRows,
+    shadow: ShadowDraws,
+    group: NDArray[np.int64],
+    log_p: NDArray[np.float32],
+) -> None:
+    """Append how often the published rows of a group point to the own history; ``log_p`` is float32 [C, N], by history."""
+    user = shadow.user[group]
+    likelihood = rows.drawn[user] @ log_p.T
+    hits["published_rows"].append(hit_probability(likelihood))
+    hits["with_provenance"].append(hit_probability(likelihood + _inconsistent(rows.source[user], shadow, group)))
+
+
+def _summarize(hits: dict[str, list[NDArray[np.float64]]]) -> SourceInference | None:
+    if not hits["published_rows"]:
         return None
     estimates = {name: bootstrap_mean(np.concatenate(found)) for name, found in hits.items()}
-    return SourceInference(sum(map(len, hits["real_rows"])), CANDIDATES, **estimates)
+    users = sum(map(len, hits["published_rows"]))
+    return SourceInference(
+        users, CANDIDATES, estimates.get("real_rows"), estimates["published_rows"], estimates["with_provenance"]
+    )
 
 
 def _inconsistent(named: Any, shadow: ShadowDraws, group: NDArray[np.int64]) -> NDArray[np.float64]:

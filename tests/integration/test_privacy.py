@@ -15,6 +15,7 @@ from support import warm
 
 from scalr_prod import Project
 from scalr_prod.ledger import Ledger
+from scalr_prod.privacy import shadow_draws
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand")]
 
@@ -93,12 +94,15 @@ def test_a_translator_that_repeats_training_events_is_refused(regulars, tmp_path
         report = project.privacy()
     assert report.membership["own_rows"].auc.ci95[0] >= 0.9
     assert report.membership["translator_scores"].auc.ci95[0] >= 0.9
+    for name in ("singling_out", "linkability", "inference"):
+        assert report.risks[name].risk.ci95[0] > 0.9, name
+        assert not report.risks[name].has_failed
     with Ledger.open(project.settings) as ledger:
         assert ledger.runs.get(report.run_id).state == "rejected"
 
 
 @pytest.mark.long
-def test_an_honest_run_tells_nothing_of_its_users_events(tmp_path):
+def test_an_honest_run_tells_nothing_of_its_users_events(tmp_path, monkeypatch):
     made = make_two_domains(tmp_path / "logs", users=1000)
     estimators = 'estimators = ["popularity", "frequency", "linear"]\n[generation]\ncontexts = "users"\n'
     config = write_toml(made, estimators + LIMIT)
@@ -106,9 +110,19 @@ def test_an_honest_run_tells_nothing_of_its_users_events(tmp_path):
         run = project.run()
         report = project.privacy()
         gate = project.validate(run.run_id)
+        monkeypatch.setattr(shadow_draws, "MAX_CONTEXTS", 250)
+        of_few_contexts = project.privacy()
     low, high = report.membership["own_rows"].auc.ci95
     assert low <= 0.5 <= high
     assert gate.passed
     assert gate.figures["membership_users"] >= 500
     assert gate.figures["membership_auc_low"] < 0.65
     assert report.source_inference.with_provenance.value > report.source_inference.published_rows.value
+    assert all(found.risk.ci95[0] < 0.05 for found in report.risks.values())
+    # A fifth of the users are newcomers. They have a sample of their own, however few users of all are read.
+    newcomers = report.newcomers_source_inference
+    assert (newcomers.users, newcomers.real_rows) == (200, None)
+    assert newcomers.with_provenance.value > newcomers.published_rows.value
+    assert report.membership["newcomers_closest_row_set"].auc.ci95[0] < 0.6
+    assert of_few_contexts.newcomers_source_inference == newcomers
+    assert of_few_contexts.membership["newcomers_closest_row_set"] == report.membership["newcomers_closest_row_set"]

@@ -22,7 +22,7 @@ from scalr_prod.core.atomic_io import write_json
 from scalr_prod.errors import ReportError, RunNotFound
 from scalr_prod.ledger import run_folder
 from scalr_prod.privacy import privacy_file
-from scalr_prod.privacy.attack_statistics import measure_attack
+from scalr_prod.privacy.attack_statistics import measure_attack, measure_risk
 from scalr_prod.reporting.report_data import collect_run_data
 from scalr_prod.schemas import Table
 
@@ -193,7 +193,11 @@ def test_what_attacks_found_is_told(project, written, tmp_path):
     assert f"scalr privacy {run_id}" in written[0].read_text(encoding="utf-8")
     report = opened.privacy(run_id)
     chance = measure_attack(np.arange(300.0), np.arange(300.0))
-    told = replace(report, membership={"translator_scores": measure_attack(np.ones(9), np.zeros(9)), "own_rows": chance})
+    told = replace(
+        report,
+        membership={"translator_scores": measure_attack(np.ones(9), np.zeros(9)), "own_rows": chance},
+        risks={"linkability": measure_risk(np.ones(9, bool), np.zeros(9, bool), np.zeros(9, bool))},
+    )
     try:
         write_json(privacy_file(opened.settings, run_id), told.to_json())
         page = html.unescape(Path(opened.report(run_id, output=tmp_path / "page.html").path).read_text(encoding="utf-8"))
@@ -203,6 +207,7 @@ def test_what_attacks_found_is_told(project, written, tmp_path):
     low, high = chance.auc.ci95
     own, scores = (page.index(says) for says in ("the user's own published rows", "probabilities of the user's items"))
     assert own < page.index(f"0.500 ({low:.3f} … {high:.3f})") < scores < page.index("1.000 (1.000 … 1.000)")
+    assert f"{told.risks['linkability'].attack_rate:.2%}" in page[page.index("linkability: two halves") :]
     assert page.index("fewer than 2") < page.index(f"{report.evidence['5']:.2%}") < page.index("fewer than 10")
     assert ("too few users" in page) == (report.source_inference is None)
 

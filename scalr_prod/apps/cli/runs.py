@@ -198,7 +198,7 @@ def privacy_command(
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Attack a run's rows: who trained the translator, whose source history is it, and which items had few users.
+    """Attack a run's rows: who trained the translator, whose history is it, who is singled out, and which items had few users.
 
     Example: scalr privacy
     """

@@ -1,12 +1,12 @@
-"""Success of an attack: known answers, an oracle that compares all pairs, and intervals that cover."""
+"""Success and risk of an attack: known answers, oracles of all pairs and of SciPy, and intervals that cover."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
-from scalr_prod.privacy.attack_statistics import bootstrap_mean, measure_attack
+from scalr_prod.privacy.attack_statistics import bootstrap_mean, measure_attack, measure_risk
 
 
 def auc_of_all_pairs(inside, outside):
@@ -68,3 +68,38 @@ def test_users_without_scores_are_no_attack():
         measure_attack(np.empty(0), np.empty(0))
     with pytest.raises(ValueError, match="2 and 1 users"):
         measure_attack(np.ones(2), np.ones(1))
+
+
+def right(count: int, guesses: int) -> np.ndarray:
+    return np.arange(guesses) < count
+
+
+def test_the_risk_is_what_the_control_leaves():
+    """Wilson's intervals as SciPy has them; the error of a / (1 - c) - c / (1 - c) by numeric derivatives."""
+    found = measure_risk(right(60, 200), right(30, 150), right(2, 200))
+    intervals = [binomtest(*counts).proportion_ci(method="wilson") for counts in ((60, 200), (30, 150))]
+    (attack, attack_error), (control, control_error) = [((i.low + i.high) / 2, (i.high - i.low) / 2) for i in intervals]
+    assert (found.attack_rate, found.control_rate) == pytest.approx((attack, control))
+
+    def risk(a: float, c: float) -> float:
+        return (a - c) / (1 - c)
+
+    assert found.risk.value == pytest.approx(risk(attack, control))
+    step = 1e-6
+    error = np.hypot(
+        attack_error * (risk(attack + step, control) - risk(attack, control)) / step,
+        control_error * (risk(attack, control + step) - risk(attack, control)) / step,
+    )
+    assert found.risk.ci95 == pytest.approx((found.risk.value - error, found.risk.value + error), abs=1e-5)
+    assert (found.guesses, found.has_failed) == (200, False)
+
+
+def test_an_attack_like_chance_has_failed():
+    same = right(20, 100)
+    found = measure_risk(same, same, same)
+    assert (found.risk.value, found.has_failed) == (0, True)
+    always = measure_risk(np.ones(100, bool), np.ones(100, bool), same)
+    assert np.isfinite(always.risk.ci95).all(), (
+        "a control that is always right leaves nothing to measure, and divides by no zero"
+    )
+    assert always.risk.ci95[0] < 0 < always.risk.ci95[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -56,7 +58,7 @@ def world():
     drawn = user_item_matrix(
         np.repeat(np.arange(600, dtype=np.int32), 10), rng.integers(0, 500, 6000).astype(np.int32), (600, 500)
     )
-    return RunRows(pa.array(range(600)), 1, fold, np.zeros(600, bool), drawn, real, drawn), rng
+    return RunRows(pa.array(range(600)), 1, fold, np.zeros(600, bool), drawn, real, drawn, drawn), rng
 
 
 def attacks(rows: RunRows):
@@ -81,7 +83,7 @@ def test_rows_that_repeat_users_of_other_folds_are_found(world):
         for other in ((fold + 1) % FOLDS, (fold + 2) % FOLDS):
             for user, repeated in zip(users, rng.permutation(np.flatnonzero(rows.fold == other)), strict=True):
                 drawn[user, rows.real[repeated].indices] = 1
-    found = attacks(RunRows(rows.users, 1, rows.fold, rows.newcomer, drawn.tocsr(), rows.real, rows.source))
+    found = attacks(replace(rows, drawn=drawn.tocsr()))
     assert found["closest_row_set"].auc.ci95[0] > 0.99
     assert found["closest_row_set"].true_positives.value > 0.9
     assert found["control"].auc.ci95[0] <= 0.5 <= found["control"].auc.ci95[1], "both sets have seen the user"
@@ -96,7 +98,7 @@ def test_rows_that_repeat_users_of_the_own_fold_are_no_membership(world):
         users = np.flatnonzero(rows.fold == fold)
         for user, repeated in zip(users, np.roll(users, 1), strict=True):
             drawn[user, rows.real[repeated].indices] = 1
-    found = attacks(RunRows(rows.users, 1, rows.fold, rows.newcomer, drawn.tocsr(), rows.real, rows.source))
+    found = attacks(replace(rows, drawn=drawn.tocsr()))
     assert found["closest_row_set"].auc.ci95[1] < 0.1
 
 

@@ -16,7 +16,7 @@ from scalr_prod.errors import GenerationError, RunNotFound
 from scalr_prod.ledger import run_folder
 from scalr_prod.privacy import measure_privacy, run_rows
 from scalr_prod.privacy.evidence import measure_evidence
-from scalr_prod.privacy.run_rows import find_run_files, open_run_rows, read_run_rows
+from scalr_prod.privacy.run_rows import find_run_files, open_run_rows, read_run_rows, weight_matrix
 from scalr_prod.translator import ItemVocabulary
 from scalr_prod.workspace import open_duckdb
 
@@ -68,6 +68,16 @@ def test_they_are_as_the_lake_has_them(opened):
     # u2's and u3's events were known to the run, u4's was not.
     assert [user for user, newcomer in zip(users, found.newcomer, strict=True) if not newcomer] == ["u1", "u2", "u3"]
     np.testing.assert_array_equal(found.fold, hash_fold(found.users, 3))
+    assert set(found.weight.data) == set(rows["weight"].unique())
+    np.testing.assert_array_equal(found.weight.toarray() > 0, found.drawn.toarray() > 0)
+
+
+def test_the_highest_weight_of_a_pair_is_kept():
+    user, item = np.array([1, 0, 1, 1, 0]), np.array([2, 0, 2, -1, 3], np.int32)
+    weight = np.array([0.25, 0.5, 0.75, 1, 0.125], np.float32)
+    found = weight_matrix(user, item, weight, (2, 4)).toarray()
+    np.testing.assert_array_equal(found, [[0.5, 0, 0, 0.125], [0, 0, 0.75, 0]])
+    assert weight_matrix(user[:0], item[:0], weight[:0], (2, 4)).nnz == 0
 
 
 def test_of_many_users_a_sample_is_read_whole(opened, monkeypatch):
