@@ -142,12 +142,12 @@ def test_a_verdict_says_what_the_docs_show():
         best = {"lift_over_best_pct": pct, "ci95": [low, high], "best_baseline": baseline}
         return best | {"over_clusters": over_clusters, "cases": cases}
 
-    verdict = {"model": "als"} | part(102.2, 66.8, 145.3, "best_by_segment", clusters=(85.8, 63.9, 110.7), cases=0)
-    verdict["cold"] = part(151.4, 72.8, 265.9, "popular_lately", clusters=(90.7, 66.0, 119.1), cases=426)
-    verdict["sparse"] = part(97.1, 38.2, 181.1, "real", clusters=(74.7, 17.9, 158.7), cases=32)
-    verdict["dense"] = part(59.3, 40.0, 81.2, "real", clusters=(80.6, 48.3, 119.8), cases=347)
-    verdict["new"] = part(143.8, 62.7, 265.4, "popular_lately", clusters=(99.4, 70.4, 133.5), cases=842)
-    arms = [{"name": "real+scalr", "model": "als", "metrics": {"ndcg": 0.2905}, "slices": {}}]
+    verdict = {"model": "als"} | part(85.4, 50.5, 128.5, "best_by_segment", clusters=(70.4, 47.8, 96.4), cases=0)
+    verdict["cold"] = part(139.4, 61.1, 255.9, "popular_lately", clusters=(81.7, 55.5, 112.3), cases=426)
+    verdict["sparse"] = part(75.4, 21.2, 153.9, "real", clusters=(55.5, 4.0, 132.6), cases=32)
+    verdict["dense"] = part(38.6, 19.9, 60.3, "real", clusters=(57.2, 25.2, 97.4), cases=347)
+    verdict["new"] = part(140.9, 60.3, 262.3, "popular_lately", clusters=(97.1, 67.6, 131.7), cases=842)
+    arms = [{"name": "real+scalr", "model": "als", "metrics": {"ndcg": 0.2664}, "slices": {}}]
     choices = {"als": {"helps": True, "validation": None, "options": {}}}
     summary = summarize_verdict({"verdict": {"quick": True, "models": [verdict]}, "choices": choices, "arms": arms})
     assert difference(example("docs/guides/evaluation.md")[-1], f"quick verdict: {summary.answer} {summary.by_group}") == ""
