@@ -109,17 +109,15 @@ def write_segments(db: Any, query: str, *, key: str, bounds: Sequence[Any], fold
     Args:
         db: DuckDB connection; it spills what does not fit in memory.
         query: Selects the rows.
-        key: The partition column: integers or texts, without nulls.
+        key: The partition column, or SQL of its value: integers or texts, without nulls.
         bounds: The first key of each partition but the first, ascending, as `quantile_bounds` returns them.
         folder: Where to write.
 
     Returns:
         The segment of each partition that has rows.
     """
-    number = partition_number_sql(key, bounds)
-    rows = db.sql(f"SELECT *, {number} AS {PARTITION_NUMBER} FROM ({query}) ORDER BY {PARTITION_NUMBER}").to_arrow_reader(
-        _BATCH
-    )
+    numbered = f"SELECT *, {partition_number_sql(key, bounds)} AS {PARTITION_NUMBER} FROM ({query})"
+    rows = db.sql(f"{numbered} ORDER BY {PARTITION_NUMBER}" if bounds else numbered).to_arrow_reader(_BATCH)
     return write_tables(iter_numbered(rows, PARTITION_NUMBER), folder=folder)
 
 
