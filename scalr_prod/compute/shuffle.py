@@ -141,15 +141,22 @@ def write_tables(tables: Iterable[tuple[int, pa.Table]], *, folder: ShuffleFolde
     return segments
 
 
-def read_segments(segments: Iterable[Segment], *, folder: ShuffleFolder) -> pa.Table:
-    """Read the rows of segments, of which there is at least one."""
+def read_segments(segments: Iterable[Segment], *, folder: ShuffleFolder, columns: int | None = None) -> pa.Table:
+    """Read the rows of segments, of which there is at least one.
+
+    Args:
+        segments: The segments.
+        folder: Where they are.
+        columns: Read so many columns, the first ones; default: all.
+    """
     import pyarrow as pa
 
     files, tables = folder.open(), []
+    options = pa.ipc.IpcReadOptions(included_fields=None if columns is None else list(range(columns)))
     for segment in segments:
         with files.open_input_file(segment.path) as file:
             file.seek(segment.offset)
-            tables.append(pa.ipc.open_stream(file.read_buffer(segment.size)).read_all())
+            tables.append(pa.ipc.open_stream(file.read_buffer(segment.size), options=options).read_all())
     return pa.concat_tables(tables)
 
 

@@ -21,7 +21,6 @@ from scalr_prod.compute import load_segments, read_segments, write_segments, wri
 from scalr_prod.features import references_by_key
 from scalr_prod.schemas import USER_ID
 from scalr_prod.training_set.feature_join import join_features
-from scalr_prod.training_set.spine import KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -90,7 +89,8 @@ class SpineGroup:
         """Read the keys of the rows, and number the rows."""
         import pyarrow as pa
 
-        return self.read(folder).select(KEYS).append_column(ROW, pa.array(np.arange(self.first, self.first + self.rows)))
+        keys = pa.concat_tables([rows.read_keys(folder) for rows in self.spine])
+        return keys.append_column(ROW, pa.array(np.arange(self.first, self.first + self.rows)))
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,10 @@ class SpineRows(NamedTuple):
         """Read the rows."""
         return read_segments(self.segments, folder=folder).slice(self.skipped, self.rows)
 
+    def read_keys(self, folder: ShuffleFolder) -> pa.Table:
+        """Read the columns `KEYS` of the rows."""
+        return read_segments(self.segments, folder=folder, columns=len(KEYS)).slice(self.skipped, self.rows)
+
 
 def spine_schema(user: pa.DataType, item: pa.DataType, *, flags: Sequence[str] = (), parts: bool = False) -> pa.Schema:
     """Return the spine's columns, the first columns of a training set.

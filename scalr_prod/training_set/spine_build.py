@@ -12,8 +12,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.compute import load_segments, plan_file_parts
+from scalr_prod.core import partitioned
 from scalr_prod.core.delta_log import UNBOUNDED, arrow_schema, file_time_bounds, row_count_by_file
-from scalr_prod.core.partitioned import PARTITION_ROWS, hash_bounds, quantile_bounds
+from scalr_prod.core.partitioned import hash_bounds, quantile_bounds
 from scalr_prod.core.timestamps import to_micros
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, SPLIT, USER_ID, Table
 from scalr_prod.training_set.label_window import BEGINNING
@@ -87,7 +88,9 @@ class SpinePlan:
     @property
     def tasks(self) -> int:
         """Number of tasks of the largest round, about; small files count as one."""
-        return max(-(-self.events_read // _TASK_EVENTS), len(self.user_bounds) + 1, -(-self.rows // PARTITION_ROWS), 1)
+        return max(
+            -(-self.events_read // _TASK_EVENTS), len(self.user_bounds) + 1, -(-self.rows // partitioned.PARTITION_ROWS), 1
+        )
 
 
 def plan_spine(settings: Settings, window: LabelWindow, events: Mapping[Table, DeltaTable], spans: Sequence[Span]) -> SpinePlan:
@@ -220,6 +223,8 @@ def _time_bounds(tasks: BuildTasks, plan: SpinePlan, negatives: int) -> list[int
 
     Rows are sorted range by range, because DuckDB fails to sort rows with text that exceed its memory limit.
     """
+    if plan.rows <= partitioned.PARTITION_ROWS:
+        return []
     times = []
     for table, delta in plan.events.items():
         create_delta_view(tasks.connection, f"sampled_{table.value}", delta)

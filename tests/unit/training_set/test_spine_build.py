@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.built_tables import fill_lake
 
-from scalr_prod.core.timestamps import to_micros
+from scalr_prod.core.timestamps import micros_to_datetime, to_micros
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import EVENT_TIMESTAMP, Table, table_schema
 from scalr_prod.training_set import spine_build
@@ -27,16 +27,19 @@ def made(tmp_path):
     return settings, tables, np.sort(times)
 
 
-def window_of(times: np.ndarray) -> LabelWindow:
-    from scalr_prod.core.timestamps import micros_to_datetime
+def with_negatives(settings, count: int):
+    options = settings.training_set.model_copy(update={"negatives_per_event": count})
+    return settings.model_copy(update={"training_set": options})
 
+
+def window_of(times: np.ndarray) -> LabelWindow:
     return LabelWindow(None, micros_to_datetime(int(times[-1]) + 1))
 
 
 @pytest.mark.parametrize(("negatives", "reads_all"), [(0, False), (4, True)])
 def test_a_plan_reads_each_file_once_and_all_of_them_only_for_negatives(made, monkeypatch, negatives, reads_all):
     settings, tables, times = made
-    settings.training_set.negatives_per_event = negatives
+    settings = with_negatives(settings, negatives)
     monkeypatch.setattr(spine_build, "_TASK_EVENTS", 250)
     first, last = int(times[0]), int(times[-1]) + 1
     plan = plan_spine(settings, window_of(times), tables, [(first, last)])
@@ -63,7 +66,7 @@ def test_events_of_a_span_are_estimated_from_the_log(made):
 
 def test_a_set_that_fits_in_one_join_is_one_task(made, monkeypatch):
     settings, tables, times = made
-    settings.training_set.negatives_per_event = 4
+    settings = with_negatives(settings, 4)
     spans = [(int(times[0]), int(times[-1]) + 1)]
     assert plan_spine(settings, window_of(times), tables, spans).tasks == 1
     monkeypatch.setattr(spine_build, "_TASK_EVENTS", 100)
