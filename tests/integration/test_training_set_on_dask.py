@@ -135,7 +135,10 @@ def test_workers_of_a_scheduler_write_the_same_bytes_and_no_task_holds_all_rows(
     manifest = build(settings, "workers", labels, dask=here)
     assert not shuffle_files(settings)
     assert len(runs["write_events"]) > 8, "two parts of each of eight files, some without a row group"
-    assert sum(runs["write_events"]) == EVENTS + 400
+    if "splits" in labels:
+        assert sum(runs["write_events"]) < EVENTS + 400, "some events became known only after the end of their split"
+    else:
+        assert sum(runs["write_events"]) == EVENTS + 400
     assert max(runs["write_events"]) <= EVENTS // 4
     assert len(runs["write_range"]) >= manifest["rows"] // ROWS
     by_user = [rows for rows in runs["write_user_rows"] if rows]
