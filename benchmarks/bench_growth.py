@@ -14,9 +14,7 @@ import re
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import duckdb
 import numpy as np
@@ -26,13 +24,14 @@ from deltalake import DeltaTable, write_deltalake
 
 from feast_delta import point_in_time
 from feast_delta.scan import scan_delta
+from scalr_prod.compute import load_segments, shuffle_folder, write_segments
 from scalr_prod.core import partitioned
 from scalr_prod.core.id_index import IdIndex, index_in
 from scalr_prod.lake import Lake
 from scalr_prod.lake.commits import commit_records
 from scalr_prod.schemas import Table, table_schema
 from scalr_prod.training_set import negatives
-from scalr_prod.training_set.spine import spine_schema
+from scalr_prod.workspace import parquet_sql
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,21 +115,29 @@ def lookup(_folder: Path, known: int) -> dict[str, float]:
 
 def all_negatives(folder: Path, buckets: int) -> dict[str, float]:
     rng = np.random.default_rng(0)
-    events = {
+    columns = {
         "user_id": uuids(rng.integers(0, EVENTS // 20, EVENTS)),
         "item_id": pa.array((rng.zipf(1.3, EVENTS) % 10_000).astype(str)),
         "event_timestamp": pa.array(rng.integers(0, 10**13, EVENTS)).cast(pa.timestamp("us", tz="UTC")),
     }
-    pq.write_table(pa.table(events), folder / "real.parquet")
-    options: Any = SimpleNamespace(negatives_per_event=1, negative_sampling="uniform", seed=0)
-    schema, path = spine_schema(pa.string(), pa.string()), folder / "negatives.parquet"
+    pq.write_table(pa.table(columns), folder / "real.parquet")
+    draws, bounds = (
+        negatives.NegativeDraws(1, "uniform", 0, [(0, 10**13)]),
+        [(number << 63) // buckets for number in range(1, buckets)],
+    )
+    events = parquet_sql(folder / "real.parquet")
 
-    def stage() -> None:
-        with duckdb.connect(config={"threads": 1}) as connection:
-            negatives.stage_negatives(connection, options, folder / "real.parquet", path, schema=schema, spans=[(0, 10**13)])
+    def draw() -> None:
+        with duckdb.connect(config={"threads": 1}) as connection, shuffle_folder(str(folder), {}) as shuffled:
+            connection.execute(f"CREATE TABLE item_times AS {negatives.item_times_sql(events, draws.sampling)}")
+            items = negatives.merge_item_times(connection, "item_times", draws.sampling)
+            by_user = "(hash(user_id) >> 1)::BIGINT"
+            segments = write_segments(connection, f"FROM {events}", key=by_user, bounds=bounds, folder=shuffled)
+            for segment in segments.values():
+                load_segments(connection, [segment], folder=shuffled, name="user_events")
+                negatives.draw_user_negatives(connection, "user_events", items, draws)
 
-    with patch.object(negatives, "_ROWS_AT_ONCE", EVENTS // (buckets - 1)):
-        return {"s": round(seconds(stage, rounds=1), 2)}
+    return {"s": round(seconds(draw, rounds=1), 2)}
 
 
 def log(folder: Path, commits: int) -> dict[str, float]:

@@ -4,31 +4,20 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from scalr_prod.core.delta_log import duckdb_readable_files, files_dataset
+from scalr_prod.core.delta_log import FilePart, duckdb_readable_files
+from scalr_prod.core.delta_log import file_part_dataset as open_file_part
 from scalr_prod.workspace import read_parquet_sql
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import pyarrow.dataset as ds
     from deltalake import DeltaTable
     from duckdb import DuckDBPyConnection
 
 
-class FilePart(NamedTuple):
-    """Rows that one task reads.
-
-    Attributes:
-        names: Files of the table.
-        part: Which part of their row groups.
-        parts: Number of parts.
-    """
-
-    names: tuple[str, ...]
-    part: int = 0
-    parts: int = 1
+__all__ = ["FilePart", "create_file_part_view", "open_file_part", "plan_file_parts"]
 
 
 def plan_file_parts(rows_by_file: Mapping[str, int], task_rows: int) -> list[FilePart]:
@@ -54,23 +43,6 @@ def plan_file_parts(rows_by_file: Mapping[str, int], task_rows: int) -> list[Fil
     return [*planned, FilePart(tuple(names))] if names else planned
 
 
-def open_file_part(table: DeltaTable, files: FilePart) -> ds.Dataset:
-    """Return the rows of a part of a table's files.
-
-    Raises:
-        LakeError: A file is missing.
-    """
-    import pyarrow.dataset as ds
-
-    rows = files_dataset(table, frozenset(files.names))
-    if files.parts == 1:
-        return rows
-    fragments = [
-        fragment.subset(row_group_ids=groups) for fragment in rows.get_fragments() if (groups := _row_groups(fragment, files))
-    ]
-    return ds.FileSystemDataset(fragments, rows.schema, ds.ParquetFileFormat(), rows.filesystem)
-
-
 def create_file_part_view(connection: DuckDBPyConnection, name: str, table: DeltaTable, files: FilePart) -> None:
     """Create a view of a part of a table's files. Whole files on this machine are read in place, for a third of the cost.
 
@@ -83,8 +55,3 @@ def create_file_part_view(connection: DuckDBPyConnection, name: str, table: Delt
         return
     paths = [path for path in local if PurePath(path).name in files.names]
     connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS FROM {read_parquet_sql(paths)}")
-
-
-def _row_groups(fragment: Any, files: FilePart) -> list[int]:
-    groups = fragment.num_row_groups
-    return [group for group in range(groups) if group * files.parts // groups == files.part]

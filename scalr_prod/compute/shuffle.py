@@ -109,17 +109,15 @@ def write_segments(db: Any, query: str, *, key: str, bounds: Sequence[Any], fold
     Args:
         db: DuckDB connection; it spills what does not fit in memory.
         query: Selects the rows.
-        key: The partition column: integers or texts, without nulls.
+        key: The partition column, or SQL of its value: integers or texts, without nulls.
         bounds: The first key of each partition but the first, ascending, as `quantile_bounds` returns them.
         folder: Where to write.
 
     Returns:
         The segment of each partition that has rows.
     """
-    number = partition_number_sql(key, bounds)
-    rows = db.sql(f"SELECT *, {number} AS {PARTITION_NUMBER} FROM ({query}) ORDER BY {PARTITION_NUMBER}").to_arrow_reader(
-        _BATCH
-    )
+    numbered = f"SELECT *, {partition_number_sql(key, bounds)} AS {PARTITION_NUMBER} FROM ({query})"
+    rows = db.sql(f"{numbered} ORDER BY {PARTITION_NUMBER}" if bounds else numbered).to_arrow_reader(_BATCH)
     return write_tables(iter_numbered(rows, PARTITION_NUMBER), folder=folder)
 
 
@@ -143,15 +141,22 @@ def write_tables(tables: Iterable[tuple[int, pa.Table]], *, folder: ShuffleFolde
     return segments
 
 
-def read_segments(segments: Iterable[Segment], *, folder: ShuffleFolder) -> pa.Table:
-    """Read the rows of segments, of which there is at least one."""
+def read_segments(segments: Iterable[Segment], *, folder: ShuffleFolder, columns: int | None = None) -> pa.Table:
+    """Read the rows of segments, of which there is at least one.
+
+    Args:
+        segments: The segments.
+        folder: Where they are.
+        columns: Read so many columns, the first ones; default: all.
+    """
     import pyarrow as pa
 
     files, tables = folder.open(), []
+    options = pa.ipc.IpcReadOptions(included_fields=None if columns is None else list(range(columns)))
     for segment in segments:
         with files.open_input_file(segment.path) as file:
             file.seek(segment.offset)
-            tables.append(pa.ipc.open_stream(file.read_buffer(segment.size)).read_all())
+            tables.append(pa.ipc.open_stream(file.read_buffer(segment.size), options=options).read_all())
     return pa.concat_tables(tables)
 
 

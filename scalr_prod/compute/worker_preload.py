@@ -26,6 +26,7 @@ _MODULES: Final = (
     "scalr_prod.serving.client.triton",
     "scalr_prod.serving.local_server.watchdog",
     "scalr_prod.training_set.features",
+    "scalr_prod.training_set.spine_tasks",
     "scalr_prod.translator.registry",
     "tritonclient.grpc",
 )

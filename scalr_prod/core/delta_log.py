@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from feast_delta import delta_log
 from feast_delta.delta_log import (
     UNBOUNDED,
+    FilePart,
     arrow_schema,
     file_names,
     file_time_bounds,
@@ -34,12 +35,14 @@ if TYPE_CHECKING:
 __all__ = [
     "UNBOUNDED",
     "FileDiff",
+    "FilePart",
     "arrow_schema",
     "cast_batch",
     "diff_files",
     "duckdb_readable_files",
     "ensure_files_exist",
     "file_names",
+    "file_part_dataset",
     "file_time_bounds",
     "files_dataset",
     "files_in_key_range",
@@ -112,6 +115,16 @@ def files_dataset(table: DeltaTable, names: frozenset[str] | None = None) -> ds.
     """
     with translate_store_errors():
         return delta_log.files_dataset(table, names)
+
+
+def file_part_dataset(table: DeltaTable, files: FilePart) -> ds.Dataset:
+    """Return the rows of a part of a table's files, as a pyarrow dataset.
+
+    Raises:
+        LakeError: A file is missing.
+    """
+    with translate_store_errors():
+        return delta_log.file_part_dataset(table, files)
 
 
 def ensure_files_exist(table: DeltaTable) -> list[str] | None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
     from feast_delta.retrieval_job import DeltaRetrievalJob
+    from scalr_prod.core.delta_log import FilePart
 
 
 logger = logging.getLogger(__name__)
@@ -184,6 +185,7 @@ class ViewWindow:
         known_by: Leave out rows created after this.
         columns: Which columns; default: all columns of the table.
         versions: Table name → Delta version to read; default: the latest.
+        files: Table name → part of its files to read; default: all.
     """
 
     view: str
@@ -192,13 +194,14 @@ class ViewWindow:
     known_by: datetime | None = None
     columns: Sequence[str] | None = None
     versions: Mapping[str, int] | None = None
+    files: Mapping[str, FilePart] | None = None
 
 
-def stream_window(settings: Settings, window: ViewWindow) -> pa.RecordBatchReader:
+def stream_window(project: Settings | FeatureStore, window: ViewWindow) -> pa.RecordBatchReader:
     """Read a window of a feature view, without a spine, in batches: memory does not grow with the window.
 
     Args:
-        settings: The project's settings.
+        project: The project's settings, or its store; the store keeps ``known_by``, ``versions`` and ``files`` afterwards.
         window: The rows and columns to read.
 
     Returns:
@@ -211,15 +214,15 @@ def stream_window(settings: Settings, window: ViewWindow) -> pa.RecordBatchReade
 
     # The connection stays open until the last batch has been read, or the reader is dropped.
     resources = contextlib.ExitStack()
-    with translate_feast_errors(settings):
-        job, names = _window_job(settings, window)
+    with translate_feast_errors(project):
+        job, names = _window_job(project, window)
         reader = resources.enter_context(job.stream())
     schema = pa.schema([reader.schema.field(name) for name in names])
 
     def batches() -> Iterator[pa.RecordBatch]:
         with resources:
             while True:
-                with translate_feast_errors(settings):
+                with translate_feast_errors(project):
                     batch = next(reader, None)
                 if batch is None:
                     return
@@ -228,13 +231,15 @@ def stream_window(settings: Settings, window: ViewWindow) -> pa.RecordBatchReade
     return pa.RecordBatchReader.from_batches(schema, batches())
 
 
-def _window_job(settings: Settings, window: ViewWindow) -> tuple[DeltaRetrievalJob, list[str]]:
+def _window_job(project: Settings | FeatureStore, window: ViewWindow) -> tuple[DeltaRetrievalJob, list[str]]:
     """Return Feast's job for a window, and the requested columns of its result."""
-    store = open_feature_store(settings, known_by=window.known_by, versions=window.versions)
+    store = open_feature_store(project) if isinstance(project, Settings) else project
+    options = store.config.offline_store
+    options.known_by, options.versions, options.files = window.known_by, dict(window.versions or {}), dict(window.files or {})
     definition = store.get_feature_view(window.view)
     features = [feature.name for feature in definition.features]
     if window.view in set(Table):
-        available = Lake.open(settings).schema(Table(window.view)).names
+        available = Lake(options.lake, options.storage_options).schema(Table(window.view)).names
     else:
         created = definition.batch_source.created_timestamp_column or None
         keys = [column.name for column in definition.entity_columns]

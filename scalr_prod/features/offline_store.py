@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
     from feast_delta.writes import TableWriter
+    from scalr_prod.core.delta_log import FilePart
 
 
 __all__ = ["DeltaOfflineStore", "DeltaOfflineStoreConfig"]
@@ -92,6 +93,12 @@ class DeltaOfflineStoreConfig(StoreConfig):
         root, _, name = path.rstrip("/").rpartition("/")
         own = self.lake is None or root == self.lake.rstrip("/")
         return self.versions.get(path, self.versions.get(name) if own else None)
+
+    def files_to_read(self, path: str) -> FilePart | None:
+        """Return the part of a table's files to read: by its full path or, for the lake's tables, by name."""
+        root, _, name = path.rstrip("/").rpartition("/")
+        own = self.lake is None or root == self.lake.rstrip("/")
+        return self.files.get(path, self.files.get(name) if own else None)
 
     @contextmanager
     def translate_errors(self) -> Iterator[None]:

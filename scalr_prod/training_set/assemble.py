@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.progress import track
 from scalr_prod.training_set.input_changes import detect_changes
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+#: Processor time of a row in all tasks, with histories of 50 events.
+_SECONDS_PER_ROW: Final = 20e-6
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,11 @@ def assemble_partitions(
     Raises:
         TrainingSetError: The join returned other rows than requested.
     """
+    from scalr_prod.training_set.build_tasks import open_build_tasks
     from scalr_prod.training_set.features import max_partition_rows, write_partitions
+    from scalr_prod.training_set.grouped_join import FeatureJob
     from scalr_prod.training_set.row_weights import confidence_multipliers
-    from scalr_prod.training_set.spine import stage_spine
+    from scalr_prod.training_set.spine_build import plan_spine, stage_spine
 
     limit, (start, cutoff) = max_partition_rows(settings.histories.length), window.span
     shape = _shape(inputs, tables)
@@ -88,28 +93,33 @@ def assemble_partitions(
         )
     )
     unchanged = {} if previous is None or changes is None else reusable(previous, changes, cutoff=cutoff, limit=limit)
-    (folder / "spine").mkdir()
     multipliers = confidence_multipliers(
         settings.training_set.resolved_segment_weights, inputs["settings"]["real_to_synthetic"]
     )
-    spine = stage_spine(settings, window, multipliers, folder / "spine", spans=uncovered_spans(unchanged, start, cutoff))
-    found = group_days(spine.day_statistics, unchanged, cutoff=cutoff, limit=limit)
-    for period, figures in found.items():
-        part = previous.partitions.get(period) if previous else None
-        if part and changes and part.statistics == figures and figures.last <= changes.features_unchanged_until:
-            unchanged[period] = part
-    wanted = [period for period in found if period not in unchanged]
-    version = folder / "version"
-    with track("training set", show=progress, total=spine.row_count) as advance:
-        files = write_partitions(
-            settings,
-            spine,
-            {period: figures.rows for period, figures in found.items()},
-            wanted,
-            version,
-            external=tables.external.join if tables.external else None,
-            advance=advance,
-        )
+    plan = plan_spine(settings, window, tables.events, uncovered_spans(unchanged, start, cutoff))
+    version, staging = folder / "version", folder / "tasks"
+    staging.mkdir()
+    with open_build_tasks(
+        settings, staging, tasks=max(plan.tasks, -(-plan.rows // limit)), work_s=plan.rows * _SECONDS_PER_ROW
+    ) as tasks:
+        spine = stage_spine(settings, plan, multipliers, tasks)
+        found = group_days(spine.day_statistics, unchanged, cutoff=cutoff, limit=limit)
+        for period, figures in found.items():
+            part = previous.partitions.get(period) if previous else None
+            if part and changes and part.statistics == figures and figures.last <= changes.features_unchanged_until:
+                unchanged[period] = part
+        wanted = [period for period in found if period not in unchanged]
+        external = tables.external.join if tables.external else None
+        with track("training set", show=progress, total=spine.row_count) as advance:
+            files = write_partitions(
+                tasks,
+                FeatureJob(tasks.store, settings.training_set.feature_service, external, limit, tasks.folder),
+                spine,
+                {period: figures.rows for period, figures in found.items()},
+                wanted,
+                version,
+                advance=advance,
+            )
     reused: dict[str, Any] = {}
     if previous is not None:
         reused = {name: previous.manifest["files"][name] for part in unchanged.values() for name in part.files}

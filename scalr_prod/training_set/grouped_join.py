@@ -4,8 +4,9 @@
 Histories are sorted by user and item statistics by item, so a join of consecutive users reads only its range of the table. In time order
 each join would read the whole table, and the total would grow quadratically.
 
-Two rounds of tasks (`scalr_prod.compute`) regroup the rows. The first writes the spine's keys by ranges of users and by ranges of items.
-The second joins the features of each range, and writes them by the group of files that each row belongs to.
+Three rounds of tasks (`scalr_prod.compute`) regroup the rows. The first counts the rows of each user and item. The second writes the
+spine's keys by ranges of users and by ranges of items. The third joins the features of each range, and writes them by the group of files
+that each row belongs to.
 """
 
 from __future__ import annotations
@@ -20,25 +21,23 @@ from scalr_prod.compute import load_segments, read_segments, write_segments, wri
 from scalr_prod.features import references_by_key
 from scalr_prod.schemas import USER_ID
 from scalr_prod.training_set.feature_join import join_features
-from scalr_prod.training_set.spine import KEYS
-from scalr_prod.workspace import parquet_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
     from numpy.typing import NDArray
 
-    from scalr_prod.compute import Executor, Segment, ShuffleFolder
+    from scalr_prod.compute import Segment, ShuffleFolder
     from scalr_prod.features import ExternalJoin, StoreSnapshot
-    from scalr_prod.training_set.spine import Spine
+    from scalr_prod.training_set.build_tasks import BuildTasks
+    from scalr_prod.training_set.spine import SpineRows
 
 
 #: Column of a row's number in the order of time.
 ROW: Final = "row"
-#: Spine rows that a task of the first round reads, about.
+#: Spine rows that a task of the first two rounds reads, about.
 _TASK_ROWS: Final = 2_000_000
 
 
@@ -67,16 +66,31 @@ class SpineGroup:
 
     Attributes:
         files: Name and number of rows of each file.
-        spine: The labelled rows, with the column `ROW`.
+        spine: Where the labelled rows of each file are.
+        first: Number of the first row among all that are written.
     """
 
     files: tuple[tuple[str, int], ...]
-    spine: Segment
+    spine: tuple[SpineRows, ...]
+    first: int
 
     @property
     def rows(self) -> int:
         """Number of rows."""
         return sum(rows for _, rows in self.files)
+
+    def read(self, folder: ShuffleFolder) -> pa.Table:
+        """Read the rows."""
+        import pyarrow as pa
+
+        return pa.concat_tables([rows.read(folder) for rows in self.spine])
+
+    def read_keys(self, folder: ShuffleFolder) -> pa.Table:
+        """Read the keys of the rows, and number the rows."""
+        import pyarrow as pa
+
+        keys = pa.concat_tables([rows.read_keys(folder) for rows in self.spine])
+        return keys.append_column(ROW, pa.array(np.arange(self.first, self.first + self.rows)))
 
 
 @dataclass(frozen=True)
@@ -108,18 +122,20 @@ class _JoinedRange(NamedTuple):
 
 
 def join_by_key(
-    executor: Executor, job: FeatureJob, groups: Sequence[SpineGroup], connection: DuckDBPyConnection, spine: Spine,
-    spans: Sequence[tuple[int, int]], *, advance: Callable[[int], None],
-) -> dict[int, GroupFeatures]:  # fmt: skip
+    tasks: BuildTasks,
+    job: FeatureJob,
+    groups: Sequence[SpineGroup],
+    schema: pa.Schema,
+    *,
+    advance: Callable[[int], None],
+) -> dict[int, GroupFeatures]:
     """Join the features of all groups, and return where they are, by the number of the group.
 
     Args:
-        executor: Runs the tasks.
+        tasks: Runs the tasks.
         job: What to join.
         groups: The groups, in the order of time.
-        connection: DuckDB connection.
-        spine: The labelled rows, in the order of time.
-        spans: Half-open spans of the spine's rows that the groups consist of.
+        schema: Columns of the spine.
         advance: Called with the number of rows as their user features are joined.
 
     Raises:
@@ -127,15 +143,16 @@ def join_by_key(
         FeatureStoreError: A table cannot be read.
         LakeError: The disk is full.
     """
-    import pyarrow.parquet as pq
-
-    store = job.store.open()
-    empty = pq.read_schema(spine.path).empty_table()
-    columns = join_features(store, empty, job.service, external=job.external, connection=connection).column_names
+    store, connection, executor = job.store.open(), tasks.connection, tasks.executor
+    columns = join_features(store, schema.empty_table(), job.service, external=job.external, connection=connection).column_names
     references = dict(sorted(references_by_key(store, job.service).items()))
-    bounds = {key: _range_bounds(connection, spine.path, spans, key, job.limit) for key in references}
+    counted: dict[str, list[Segment]] = {key: [] for key in references}
+    for counts in executor.map(_count_rows, ((job, list(references), some) for some in _by_task(groups))):
+        for key, segment in counts.items():
+            counted[key].append(segment)
+    bounds = {key: _range_bounds(tasks, job, key, segments) for key, segments in counted.items()}
     ranges: dict[tuple[str, int], list[Segment]] = defaultdict(list)
-    for written in executor.map(_write_ranges, ((job, bounds, some) for some in _tasks(groups))):
+    for written in executor.map(_write_ranges, ((job, bounds, some) for some in _by_task(groups))):
         for key, segments in written.items():
             for number, segment in segments.items():
                 ranges[key, number].append(segment)
@@ -151,44 +168,67 @@ def join_by_key(
     return {number: GroupFeatures(columns, list(by_key.values())) for number, by_key in found.items()}
 
 
-def _tasks(groups: Sequence[SpineGroup]) -> Iterator[list[Segment]]:
-    """Yield the rows that each task of the first round reads."""
-    segments: list[Segment] = []
+def _by_task(groups: Sequence[SpineGroup]) -> Iterator[list[SpineGroup]]:
+    """Yield the groups that each task of the first two rounds reads."""
+    some: list[SpineGroup] = []
     rows = 0
     for group in groups:
-        if segments and rows + group.rows > _TASK_ROWS:
-            yield segments
-            segments, rows = [], 0
-        segments.append(group.spine)
+        if some and rows + group.rows > _TASK_ROWS:
+            yield some
+            some, rows = [], 0
+        some.append(group)
         rows += group.rows
-    yield segments
+    yield some
 
 
-def _range_bounds(
-    connection: DuckDBPyConnection, spine: Path, spans: Sequence[tuple[int, int]], key: str, limit: int
-) -> list[Any]:
+def _load_keys(connection: DuckDBPyConnection, job: FeatureJob, groups: Iterable[SpineGroup]) -> None:
+    """Create the table ``spine_keys`` of the groups' rows."""
+    import pyarrow as pa
+
+    connection.register("group_keys", pa.concat_tables([group.read_keys(job.folder) for group in groups]))
+    connection.execute("CREATE OR REPLACE TEMP TABLE spine_keys AS FROM group_keys")
+    connection.unregister("group_keys")
+
+
+def _count_rows(
+    connection: DuckDBPyConnection, job: FeatureJob, keys: Sequence[str], groups: Sequence[SpineGroup]
+) -> dict[str, Segment]:
+    """Task of the first round: count the rows of each user and of each item among some rows."""
+    _load_keys(connection, job, groups)
+    counts = (connection.sql(f"SELECT {key}, count(*) AS rows FROM spine_keys GROUP BY {key}").to_arrow_table() for key in keys)
+    segments = write_tables(enumerate(counts), folder=job.folder)
+    connection.execute("DROP TABLE spine_keys")
+    return {key: segments[number] for number, key in enumerate(keys)}
+
+
+def _range_bounds(tasks: BuildTasks, job: FeatureJob, key: str, counts: Sequence[Segment]) -> list[Any]:
     """Return the first key of each range but the first: ranges of consecutive users (or items), each small enough for one join."""
-    wanted = " OR ".join(f"file_row_number >= {start} AND file_row_number < {end}" for start, end in spans)
-    counted = f"SELECT {key}, count(*) AS rows FROM {parquet_sql(spine)} WHERE {wanted} GROUP BY {key}"
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE counted AS {counted}")
-    rows, most = connection.execute("SELECT sum(rows), max(rows) FROM counted").fetchall()[0]
+    connection = tasks.connection
+    load_segments(connection, counts, folder=job.folder, name="counts")
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE counted AS SELECT {key}, sum(rows)::BIGINT AS rows FROM counts GROUP BY {key}"
+    )
+    rows, most = connection.execute("SELECT sum(rows)::BIGINT, max(rows) FROM counted").fetchall()[0]
     # Keys are not split, so a range may exceed the target by the rows of its last key.
-    ranges = rows // max(limit - most, limit // 2) + 1
+    ranges = rows // max(job.limit - most, job.limit // 2) + 1
     first = connection.execute(f"""
         SELECT min({key}) AS first
         FROM (SELECT {key}, (sum(rows) OVER (ORDER BY {key}) - rows) * {ranges} // {rows} AS number FROM counted)
         GROUP BY number ORDER BY first""").fetchall()
+    connection.execute("DROP TABLE counts")
+    connection.execute("DROP TABLE counted")
     return [key for (key,) in first[1:]]
 
 
 def _write_ranges(
-    connection: DuckDBPyConnection, job: FeatureJob, bounds: Mapping[str, Sequence[Any]], spine: Sequence[Segment]
+    connection: DuckDBPyConnection, job: FeatureJob, bounds: Mapping[str, Sequence[Any]], groups: Sequence[SpineGroup]
 ) -> dict[str, dict[int, Segment]]:
-    """Task of the first round: write the keys of some rows by ranges of each key."""
-    load_segments(connection, spine, folder=job.folder, name="spine_rows")
-    keys = f"SELECT {', '.join(KEYS)}, {ROW} FROM spine_rows"
-    found = {key: write_segments(connection, keys, key=key, bounds=bounds[key], folder=job.folder) for key in bounds}
-    connection.execute("DROP TABLE spine_rows")
+    """Task of the second round: write the keys of some rows by ranges of each key."""
+    _load_keys(connection, job, groups)
+    found = {
+        key: write_segments(connection, "FROM spine_keys", key=key, bounds=bounds[key], folder=job.folder) for key in bounds
+    }
+    connection.execute("DROP TABLE spine_keys")
     return found
 
 
@@ -200,7 +240,7 @@ def _join_range(
     ends: NDArray[np.int64],
     segments: Sequence[Segment],
 ) -> _JoinedRange:
-    """Task of the second round: join the features of a range of users (or items), and write them by group."""
+    """Task of the third round: join the features of a range of users (or items), and write them by group."""
     rows, store = _sort_by_row(read_segments(segments, folder=job.folder)), job.store.open()
     external, files = job.external if key == USER_ID else None, []
     # One user (or item) with very many rows can exceed a join: split such a range by time.

@@ -2,37 +2,33 @@
 """Negative sampling: items that a user could have chosen at a real event's time but had not consumed.
 
 An item is eligible for an event at t if it was first seen strictly before t and the user has not consumed it by t. Each draw is a pure
-function of the seed, the event and the draw's number, so equal events give equal negatives in any order, batch or bucket. Synthetic events
-are not used: a training set with them and one without have the same real and negative rows.
+function of the seed, the event and the draw's number, so equal events give equal negatives in any order, batch or partition of users.
+Synthetic events are not used: a training set with them and one without have the same real and negative rows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from scalr_prod.core.hashing import hash_bucket_sql, splitmix64
-from scalr_prod.core.partitioned import iter_partition_tables
+from scalr_prod.core.hashing import splitmix64
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
-from scalr_prod.workspace import parquet_sql
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
+    from typing import Literal
 
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
     from numpy.typing import NDArray
 
-    from scalr_prod.config import TrainingSetSettings
-
 
 #: Rounds of rejection sampling before the remaining slots are enumerated.
 _ROUNDS: Final = 24
-_ROWS_AT_ONCE: Final = 2_000_000
-_BUCKET: Final = "bucket"
+#: Name of the relation of item ids and codes in the connection.
+_ITEM_CODES: Final = "item_codes"
 
 
 @dataclass(frozen=True)
@@ -67,60 +63,92 @@ class UserEvents:
     labelled: NDArray[np.bool_]
 
 
-def stage_negatives(
-    connection: DuckDBPyConnection,
-    options: TrainingSetSettings,
-    real: Path,
-    path: Path,
-    *,
-    schema: pa.Schema,
-    spans: Sequence[tuple[int, int]],
-) -> None:
-    """Write the negatives of all real events in some time spans.
+class KnownItems(NamedTuple):
+    """The items of all known real events, as tables that can be sent to tasks.
+
+    Attributes:
+        codes: ``item_id`` and ``code`` of each item.
+        pool: ``code`` and ``time`` of each entry of the pool, in order.
+    """
+
+    codes: pa.Table
+    pool: pa.Table
+
+
+@dataclass(frozen=True)
+class NegativeDraws:
+    """Which negatives to draw.
+
+    Attributes:
+        count: Negatives per labelled event.
+        sampling: ``[training_set] negative_sampling``.
+        seed: Seed of the draws.
+        spans: Half-open time spans of the labelled events, µs, ascending. Events outside count as consumed, but get no negatives.
+    """
+
+    count: int
+    sampling: Literal["uniform", "popularity"]
+    seed: int
+    spans: Sequence[tuple[int, int]]
+
+
+def item_times_sql(rows: str, sampling: Literal["uniform", "popularity"]) -> str:
+    """Return a query of what `merge_item_times` needs to know of some real events.
+
+    Args:
+        rows: Relation of the events.
+        sampling: ``[training_set] negative_sampling``.
+    """
+    time = f"epoch_us({EVENT_TIMESTAMP})"
+    if sampling == "popularity":
+        return f"SELECT {ITEM_ID}, {time} AS time, count(*) AS events FROM {rows} GROUP BY ALL"
+    return f"SELECT {ITEM_ID}, min({time}) AS time FROM {rows} GROUP BY {ITEM_ID}"
+
+
+def merge_item_times(connection: DuckDBPyConnection, rows: str, sampling: Literal["uniform", "popularity"]) -> KnownItems:
+    """Number the items by their first event, and make the pool.
 
     Args:
         connection: A DuckDB connection.
-        options: ``[training_set]`` negatives_per_event, negative_sampling, seed.
-        real: Parquet file of all known real events.
-        path: Parquet file to write.
-        schema: The spine's columns.
-        spans: Half-open time spans, µs, ascending. Events outside count as consumed, but get no negatives.
+        rows: Table of the rows that `item_times_sql` gave for all known real events, in any order and division.
+        sampling: ``[training_set] negative_sampling``.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    connection.execute(f"CREATE TEMP VIEW real_events AS FROM {parquet_sql(real)}")
     connection.execute(f"""
-        CREATE TEMP TABLE item_codes AS
+        CREATE OR REPLACE TEMP TABLE {_ITEM_CODES} AS
         SELECT {ITEM_ID}, seen, (row_number() OVER (ORDER BY seen, {ITEM_ID}) - 1)::INTEGER AS code
-        FROM (SELECT {ITEM_ID}, epoch_us(min({EVENT_TIMESTAMP})) AS seen FROM real_events GROUP BY ALL)""")
-    item_ids = connection.sql(f"SELECT {ITEM_ID} FROM item_codes ORDER BY code").to_arrow_table().column(0)
-    pool = _pool(connection, popularity=options.negative_sampling == "popularity")
-    events = connection.sql("SELECT count(*) FROM real_events").fetchall()[0][0]
-    buckets = 1 + events * options.negatives_per_event // _ROWS_AT_ONCE
-    tables = iter_partition_tables(
-        connection,
-        f"""SELECT {USER_ID}, {ITEM_ID}, epoch_us({EVENT_TIMESTAMP}) AS time, code, {hash_bucket_sql(USER_ID, buckets)} AS {_BUCKET}
-            FROM real_events JOIN item_codes USING ({ITEM_ID})""",
-        key=_BUCKET,
-        bounds=range(1, buckets),
-        folder=path.with_name("negative-partitions"),
-        name="bucket_events",
-    )
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for table in tables:
-            user_ids, bucket_events = _user_events(connection, table, spans)
-            rows, items = draw_negatives(bucket_events, pool, options.negatives_per_event, seed=options.seed)
-            columns = [
-                user_ids.take(pa.array(rows)),
-                item_ids.take(pa.array(items)),
-                pa.array(bucket_events.times[rows]).cast(schema.field(EVENT_TIMESTAMP).type),
-                pa.array(np.zeros(len(rows), np.int8)),
-                pa.array(np.ones(len(rows), np.float32)),
-                pa.array(np.zeros(len(rows), np.bool_)),
-                *(pa.nulls(len(rows), pa.string()) for _ in ("run_id", "source_domain")),
-            ]
-            writer.write_table(pa.table(columns, names=schema.names).cast(schema))
+        FROM (SELECT {ITEM_ID}, min(time) AS seen FROM {rows} GROUP BY {ITEM_ID})""")
+    codes = connection.sql(f"SELECT {ITEM_ID}, code FROM {_ITEM_CODES} ORDER BY code").to_arrow_table()
+    query = f"SELECT code, seen AS time, 1 AS events FROM {_ITEM_CODES} ORDER BY code"
+    if sampling == "popularity":
+        query = f"SELECT code, time, events FROM {rows} JOIN {_ITEM_CODES} USING ({ITEM_ID}) ORDER BY time, code"
+    found = connection.sql(query).fetchnumpy()
+    connection.execute(f"DROP TABLE {_ITEM_CODES}")
+    items, times = (np.repeat(np.asarray(found[name]), np.asarray(found["events"], np.int64)) for name in ("code", "time"))
+    return KnownItems(codes, pa.table({"code": items.astype(np.int32), "time": times.astype(np.int64)}))
+
+
+def draw_user_negatives(connection: DuckDBPyConnection, events: str, items: KnownItems, draws: NegativeDraws) -> pa.Table:
+    """Return the negatives of some users: ``user_id``, ``item_id`` and ``time``, µs.
+
+    Args:
+        connection: A DuckDB connection.
+        events: Table of all known real events of these users.
+        items: The items of all users.
+        draws: Which negatives to draw.
+    """
+    import pyarrow as pa
+
+    user_ids, user_events = _user_events(connection, events, items.codes, draws.spans)
+    pool = NegativePool(items.pool.column("code").to_numpy(), items.pool.column("time").to_numpy())
+    rows, codes = draw_negatives(user_events, pool, draws.count, seed=draws.seed)
+    columns = [
+        user_ids.take(pa.array(rows)),
+        items.codes.column(ITEM_ID).take(pa.array(codes)),
+        pa.array(user_events.times[rows]),
+    ]
+    return pa.table(columns, names=[USER_ID, ITEM_ID, "time"])
 
 
 def draw_negatives(
@@ -243,38 +271,33 @@ def _uniform(keys: NDArray[np.uint64], slots: NDArray[np.uint64], number: int, s
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _pool(connection: DuckDBPyConnection, *, popularity: bool) -> NegativePool:
-    query = "SELECT code, seen AS time FROM item_codes ORDER BY code"
-    if popularity:
-        query = f"""
-            SELECT code, epoch_us({EVENT_TIMESTAMP}) AS time
-            FROM real_events JOIN item_codes USING ({ITEM_ID}) ORDER BY time, code"""
-    found = connection.sql(query).fetchnumpy()
-    return NegativePool(np.asarray(found["code"], np.int32), np.asarray(found["time"], np.int64))
-
-
-def _user_events(connection: DuckDBPyConnection, table: str, spans: Sequence[tuple[int, int]]) -> tuple[Any, UserEvents]:
-    """Return the user ids (Arrow) and events of a bucket of users."""
+def _user_events(
+    connection: DuckDBPyConnection, events: str, codes: pa.Table, spans: Sequence[tuple[int, int]]
+) -> tuple[Any, UserEvents]:
+    """Return the user ids (Arrow) and the events of some users."""
+    connection.register(_ITEM_CODES, codes)
+    coded = f"SELECT {USER_ID}, {ITEM_ID}, epoch_us({EVENT_TIMESTAMP}) AS time, code FROM {events} JOIN {_ITEM_CODES} USING ({ITEM_ID})"
     found = connection.sql(f"""
         SELECT *, md5_number_lower(concat_ws('|', time, occurrence, {ITEM_ID}, {USER_ID})) AS key
         FROM (
             SELECT {USER_ID}, {ITEM_ID}, dense_rank() OVER (ORDER BY {USER_ID}) AS user_code, code, time,
                    row_number() OVER (PARTITION BY {USER_ID}, {ITEM_ID}, time) AS occurrence
-            FROM {table})
+            FROM ({coded}))
         ORDER BY {USER_ID}, time, code, occurrence""").to_arrow_table()
+    connection.unregister(_ITEM_CODES)
 
     def column(name: str, kind: type[np.generic]) -> NDArray[Any]:
         return np.asarray(found.column(name).to_numpy(), kind)
 
     times = column("time", np.int64)
-    events = UserEvents(
+    user_events = UserEvents(
         users=column("user_code", np.int64),
         items=column("code", np.int32),
         times=times,
         keys=column("key", np.uint64),
         labelled=_inside(times, spans),
     )
-    return found.column(USER_ID), events
+    return found.column(USER_ID), user_events
 
 
 def _inside(times: NDArray[np.int64], spans: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,28 @@ from scalr_prod.histories import build_histories
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
 from scalr_prod.schemas import Table, table_schema
-from scalr_prod.training_set import build_training_set, features, grouped_join
+from scalr_prod.training_set import build_training_set, features, grouped_join, spine_build, spine_tasks
 from scalr_prod.training_set.manifest import read_manifest, verify_files
 
 #: Starts worker processes.
 long = pytest.mark.long
 
 EVENTS = 2_000
+#: Rows of a task that sorts, in these tests.
+ROWS = 600
+
+#: What decides in which round a row is labelled: by itself, or beside the other rows of its user.
+LABELS = {
+    "plain": {"negatives_per_event": 0},
+    "popular negatives": {"negatives_per_event": 2, "negative_sampling": "popularity"},
+    "by segment, with splits and a holdout": {
+        "negatives_per_event": 1,
+        "segment_weights": (1.0, 0.0, 0.5),
+        "splits": {"validation": datetime(2024, 1, 12), "test": datetime(2024, 1, 17)},  # noqa: DTZ001 - of the project's zone
+        "experiment": {"holdout": 0.2},
+        "downstream": {"sparse_below": 20},
+    },
+}
 
 
 @pytest.fixture
@@ -33,6 +49,10 @@ def small(monkeypatch):
     """Many joins and tasks of few rows; the gate has tests of its own."""
     monkeypatch.setattr(features, "max_partition_rows", lambda _: 600)
     monkeypatch.setattr(grouped_join, "_TASK_ROWS", 1_500)
+    monkeypatch.setattr(spine_build, "_TASK_EVENTS", 300)
+    monkeypatch.setattr(spine_build, "_DRAWS_PER_ROW", 1)
+    monkeypatch.setattr(spine_tasks, "_CHUNK_ROWS", 128)
+    monkeypatch.setattr("scalr_prod.core.partitioned.PARTITION_ROWS", ROWS)
     monkeypatch.setattr(executor, "LOCAL_WORKERS_MIN_WORK_S", 0)
     monkeypatch.setattr("scalr_prod.quality.training_set.validate_training_set", lambda *_, **__: None)
 
@@ -62,15 +82,17 @@ def project(folder: Path, **sections):
     return settings
 
 
-def build(settings, name: str, **compute) -> dict:
+def build(settings, name: str, labels: dict | None = None, **compute) -> dict:
     """Build a training set, and return its manifest without what depends on the set's name and on the time."""
-    options = settings.training_set.model_copy(update={"name": name, "negatives_per_event": 1})
-    compute = settings.compute.model_copy(update=compute)
-    report = build_training_set(settings.model_copy(update={"training_set": options, "compute": compute}))
+    options = {"negatives_per_event": 1} | (labels or {})
+    sections = {section: options.pop(section) for section in ("experiment", "downstream") if section in options}
+    sections |= {"training_set": options | {"name": name}, "compute": compute}
+    changed = {section: getattr(settings, section).model_copy(update=values) for section, values in sections.items()}
+    report = build_training_set(settings.model_copy(update=changed))
     manifest = read_manifest(Path(report.path))
     verify_files(Path(report.path), manifest)
     assert len(manifest["parts"]) > 5
-    assert manifest["rows"] > 4_000
+    assert manifest["rows"] > 2_000
     assert not any((settings.home / "staging").iterdir())
     return {key: value for key, value in manifest.items() if key not in {"name", "fingerprint", "created_at"}}
 
@@ -79,11 +101,62 @@ def shuffle_files(settings) -> list[str]:
     return [path.name for path in Path(Lake.open(settings).uri(Table.TARGET_EVENTS)).rglob("shuffle-*")]
 
 
-@long  # the same by histories and by a training in `make test`
-def test_workers_of_a_scheduler_write_the_same_bytes(small, here, tmp_path):
+@pytest.fixture
+def runs(monkeypatch) -> dict[str, list[int]]:
+    """Number of rows that each task of the spine held, by the name of the task."""
+    held: dict[str, list[int]] = {"write_events": [], "write_user_rows": [], "write_range": []}
+    read, load, write = spine_tasks._read_view, spine_tasks.load_segments, spine_tasks._write_chunks
+
+    def read_view(*arguments):
+        rows = read(*arguments)
+        held["write_events"].append(len(rows))
+        return rows
+
+    def load_rows(*arguments, name, **options):
+        rows = load(*arguments, name=name, **options)
+        held["write_user_rows"].append(rows)
+        return rows
+
+    def write_chunks(*arguments):
+        chunks = write(*arguments)
+        held["write_range"].append(sum(chunk.rows for chunk in chunks))
+        return chunks
+
+    monkeypatch.setattr(spine_tasks, "_read_view", read_view)
+    monkeypatch.setattr(spine_tasks, "load_segments", load_rows)
+    monkeypatch.setattr(spine_tasks, "_write_chunks", write_chunks)
+    return held
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("labels", [pytest.param(labels, marks=long, id=name) for name, labels in LABELS.items()])
+def test_workers_of_a_scheduler_write_the_same_bytes_and_no_task_holds_all_rows(small, here, tmp_path, runs, labels):
     settings = project(tmp_path)
-    assert build(settings, "workers", dask=here) == build(settings, "alone")
+    manifest = build(settings, "workers", labels, dask=here)
     assert not shuffle_files(settings)
+    assert len(runs["write_events"]) > 8, "two parts of each of eight files, some without a row group"
+    if "splits" in labels:
+        assert sum(runs["write_events"]) < EVENTS + 400, "some events became known only after the end of their split"
+    else:
+        assert sum(runs["write_events"]) == EVENTS + 400
+    assert max(runs["write_events"]) <= EVENTS // 4
+    assert len(runs["write_range"]) >= manifest["rows"] // ROWS
+    by_user = [rows for rows in runs["write_user_rows"] if rows]
+    assert len(by_user) >= (0 if labels["negatives_per_event"] == 0 else EVENTS // ROWS)
+    assert max([*runs["write_range"], *by_user]) <= 2 * ROWS
+    assert build(settings, "alone", labels) == manifest
+
+
+@long
+def test_the_rows_do_not_depend_on_how_they_are_divided_among_tasks(small, tmp_path, monkeypatch):
+    settings = project(tmp_path)
+    divided = {name: build(settings, f"divided_{number}", labels) for number, (name, labels) in enumerate(LABELS.items())}
+    monkeypatch.setattr(spine_build, "_TASK_EVENTS", 1_000_000)
+    monkeypatch.setattr("scalr_prod.core.partitioned.PARTITION_ROWS", 500_000)
+    whole = {name: build(settings, f"whole_{number}", labels) for number, (name, labels) in enumerate(LABELS.items())}
+    assert divided == whole
+    assert all(manifest["synthetic"] for manifest in whole.values())
+    assert 0 < whole["by segment, with splits and a holdout"]["synthetic"] < whole["plain"]["synthetic"]
 
 
 @long
@@ -151,6 +224,9 @@ def test_an_unexpected_error_names_the_command(small, here, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("module", "task"),
     [
+        pytest.param(spine_build, "write_events", marks=long),
+        pytest.param(spine_build, "write_user_rows", marks=long),
+        pytest.param(spine_build, "write_range", marks=long),
         pytest.param(grouped_join, "_write_ranges", marks=long),
         pytest.param(grouped_join, "_join_range", marks=long),
         pytest.param(features, "_write_files", marks=long),

@@ -18,7 +18,7 @@ from scalr_prod.errors import QualityGateFailed, TrainingSetError
 from scalr_prod.operations.erasure.files import _update_training_set_counts
 from scalr_prod.quality import check_dataset
 from scalr_prod.schemas import Table
-from scalr_prod.training_set import TrainingSet, build_training_set, spine
+from scalr_prod.training_set import TrainingSet, build_training_set, spine_build
 from scalr_prod.training_set.splits import split_sql
 
 pytestmark = pytest.mark.slow
@@ -160,7 +160,9 @@ def test_times_without_a_zone_are_the_projects(project):
 
 
 def test_the_gate_refuses_a_synthetic_row_outside_of_train(project, monkeypatch):
-    monkeypatch.setattr(spine, "split_sql", lambda window: f"(CASE WHEN is_synthetic THEN 'test' ELSE {split_sql(window)} END)")
+    monkeypatch.setattr(
+        spine_build, "split_sql", lambda window: f"(CASE WHEN is_synthetic THEN 'test' ELSE {split_sql(window)} END)"
+    )
     with pytest.raises(QualityGateFailed, match="a synthetic row is in the split train"):
         build(project, **OPTIONS | {"name": "wrong"})
 

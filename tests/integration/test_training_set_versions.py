@@ -146,17 +146,18 @@ def test_a_lake_that_moves_during_the_build_is_noticed(project, monkeypatch):
 def test_rows_that_are_put_in_order_piece_by_piece_are_those_of_one_order_and_each_view_is_read_once(
     project, monkeypatch, weights
 ):
-    from scalr_prod.training_set import spine
+    from scalr_prod.training_set import spine_build, spine_tasks
 
-    read, put, windows, regrouped = [], [], spine.stream_window, spine.GroupedArrowFile.append
-    monkeypatch.setattr(spine, "stream_window", lambda _, window: read.append(window.view) or windows(_, window))
+    read, put, windows, write = [], [], spine_tasks.stream_window, spine_build.write_range
+    monkeypatch.setattr(spine_tasks, "stream_window", lambda _, window: read.append(window.view) or windows(_, window))
     options = SHARED if weights is None else {"name": "of_segments", "negatives_per_event": 1, "segment_weights": weights}
     whole = build(project, **options)[2].to_arrow()
-    monkeypatch.setattr(spine, "_ROWS_AT_ONCE", 50)
-    monkeypatch.setattr(spine, "_REGROUPED_ROWS", 30)
-    monkeypatch.setattr(spine.GroupedArrowFile, "append", lambda *given: put.append(given[2]) or regrouped(*given))
+    monkeypatch.setattr("scalr_prod.core.partitioned.PARTITION_ROWS", 50)
+    monkeypatch.setattr(spine_build, "_DRAWS_PER_ROW", 1)
+    monkeypatch.setattr(spine_tasks, "_CHUNK_ROWS", 30)
+    monkeypatch.setattr(spine_build, "write_range", lambda *given: put.append(given[2]) or write(*given))
     read.clear()
     pieces = build(project, **options | {"name": f"pieces_of_{options['name']}"})[2].to_arrow()
     assert pieces.equals(whole)
     assert read == [Table.TARGET_EVENTS, Table.SYNTHETIC_TARGET_EVENTS]
-    assert len({group for groups in put for group in groups.tolist()}) >= len(whole) // 50
+    assert len(put) >= len(whole) // 50

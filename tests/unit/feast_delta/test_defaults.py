@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable, WriterProperties, write_deltalake
 from feast.repo_config import get_offline_config_from_type
 from support.feast_project import hours
 from support.meter_tables import METER, READINGS, readings, source_of, store_in, view_of
@@ -27,6 +27,7 @@ from feast_delta import (
     TableNotWritable,
     WriteFailed,
 )
+from feast_delta.delta_log import FilePart
 from feast_delta.writes import DeltaTableWriter
 
 
@@ -165,6 +166,30 @@ def test_a_version_is_pinned_by_full_path_or_last_part(store, tmp_path):
         assert kwh(store, ("m1", 3)) == [25.0]
     store.config.offline_store.versions = {"elsewhere/readings": 0}
     assert kwh(store, ("m1", 3)) == [99.0]
+
+
+def test_a_window_is_read_part_by_part_of_its_files(store, tmp_path):
+    """Each row by one reader, as in the whole window: whole files, and row groups of one."""
+    source = readings(tmp_path)
+    count = 40
+    more = {"read_at": hours(*range(count)), "stored_at": hours(*range(count)), "kwh_total": [float(n) for n in range(count)]}
+    more |= {"meter_no": ["m3"] * count, "phase": ["z"] * count}
+    before = {file["path"] for file in pa.table(DeltaTable(source.path).get_add_actions()).to_pylist()}
+    write_deltalake(source.path, pa.table(more), mode="append", writer_properties=WriterProperties(max_row_group_size=10))
+    (added,) = {file["path"] for file in pa.table(DeltaTable(source.path).get_add_actions()).to_pylist()} - before
+    store.apply([METER, view_of(source)])
+
+    def window(part: FilePart | None) -> list[tuple]:
+        store.config.offline_store.files = {} if part is None else {"readings": part}
+        times = {"start_date": hours(1)[0], "end_date": hours(30)[0]}
+        found = store.get_historical_features(features=["power:kwh"], **times).to_arrow()
+        return sorted(zip(*(found[name].to_pylist() for name in ("meter", "event_timestamp", "kwh")), strict=True))
+
+    whole, parts = window(None), [FilePart(tuple(before)), *(FilePart((added,), part, 4) for part in range(4))]
+    found = [window(part) for part in parts]
+    assert [len(rows) for rows in found[1:]] == [9, 10, 10, 1], "row groups of ten hours"
+    assert sorted(row for rows in found for row in rows) == whole
+    assert window(FilePart(())) == []
 
 
 class TestErrors:

@@ -18,6 +18,7 @@ from support.lakes import mark_home
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.core import assets
+from scalr_prod.core.delta_log import FilePart, file_names
 from scalr_prod.errors import FeatureStoreError, TableNotFound
 from scalr_prod.features import (
     ViewWindow,
@@ -262,6 +263,18 @@ class TestReadWindow:
         Lake.open(own).delete(Table.SOURCE_EVENTS, "true", key="all")
         assert stream_window(own, ViewWindow("source_events")).read_all().num_rows == 0
         assert join_point_in_time(open_feature_store(own), spine(["a"], hours(9)), ["source_events:item_id"]).num_rows == 1
+
+    def test_files_of_the_table_are_divided_among_readers_of_a_copied_store(self, feast_project):
+        """As tasks on other machines read them."""
+        store, table = StoreSnapshot.from_store(open_feature_store(feast_project)), Table.SOURCE_EVENTS
+        names = sorted(file_names(Lake.open(feast_project).open_table(table)))
+        whole = stream_window(feast_project, ViewWindow(table.value)).read_all()
+        found = [
+            stream_window(store.open(), ViewWindow(table.value, files={table.value: FilePart(some)})).read_all()
+            for some in (tuple(names), (), ("of another table",))
+        ]
+        assert [len(rows) for rows in found] == [3, 0, 0]
+        assert found[0].equals(whole)
 
     def test_a_stream_that_breaks_off_says_so_in_our_words(self, feast_project, monkeypatch):
         from feast_delta.retrieval_job import DeltaRetrievalJob

@@ -5,32 +5,47 @@ from __future__ import annotations
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from scalr_prod.compute import read_segments, shuffle_folder, write_tables
-from scalr_prod.training_set.grouped_join import ROW, FeatureJob, _by_group, _range_bounds, _write_ranges
+from scalr_prod.training_set.build_tasks import BuildTasks
+from scalr_prod.training_set.grouped_join import (
+    ROW,
+    FeatureJob,
+    SpineGroup,
+    _by_group,
+    _count_rows,
+    _range_bounds,
+    _write_ranges,
+)
+from scalr_prod.training_set.spine import SpineRows
 
 STAMP = pa.timestamp("us", "UTC")
 
 
 def ranges(tmp_path, spine: pa.Table, spans, limit: int) -> dict[str, list[pa.Table]]:
     """The rows of each range of users and of each range of items."""
-    path = tmp_path / "it's a [spine].parquet"
-    pq.write_table(spine, path, row_group_size=700)
+    folder = tmp_path / "it's a [folder]"
+    folder.mkdir()
     wanted = pa.concat_tables(spine.slice(start, end - start) for start, end in spans)
-    wanted = wanted.append_column(ROW, pa.array(np.arange(len(wanted)))).append_column("more", pa.nulls(len(wanted), "string"))
-    with shuffle_folder(str(tmp_path), {}) as folder, duckdb.connect(config={"preserve_insertion_order": False}) as connection:
+    wanted = wanted.append_column("more", pa.nulls(len(wanted), "string"))
+    with shuffle_folder(str(folder), {}) as shuffled, duckdb.connect(config={"preserve_insertion_order": False}) as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        bounds = {key: _range_bounds(connection, path, spans, key, limit) for key in ("user_id", "item_id")}
         parts = [wanted.slice(start, 900) for start in range(0, len(wanted), 900)]
-        segments = write_tables(enumerate(parts), folder=folder)
-        job = FeatureJob(None, "", None, limit, folder)
-        halves = list(segments.values())[::2], list(segments.values())[1::2]
+        segments = write_tables(enumerate(parts), folder=shuffled)
+        groups = [
+            SpineGroup((("file", len(part)),), (SpineRows((segments[number],), 0, len(part)),), 900 * number)
+            for number, part in enumerate(parts)
+        ]
+        job, keys = FeatureJob(None, "", None, limit, shuffled), ("user_id", "item_id")
+        halves = groups[::2], groups[1::2]
+        counts = [_count_rows(connection, job, keys, half) for half in halves]
+        tasks = BuildTasks(None, connection, shuffled, None)
+        bounds = {key: _range_bounds(tasks, job, key, [count[key] for count in counts]) for key in keys}
         written = [_write_ranges(connection, job, bounds, half) for half in halves]
         return {
             key: [
-                read_segments([files[key][number] for files in written if number in files[key]], folder=folder)
+                read_segments([files[key][number] for files in written if number in files[key]], folder=shuffled)
                 for number in sorted({number for files in written for number in files[key]})
             ]
             for key in bounds
@@ -56,7 +71,7 @@ def test_ranges_are_of_users_that_follow_each_other_and_hold_every_wanted_row_on
         assert rows.take(pa.array(order)).drop_columns(ROW).equals(wanted)
         keys = [sorted(set(part[key].to_pylist())) for part in found]
         assert [key for some in keys for key in some] == sorted(set(wanted[key].to_pylist())), "no user is cut in two"
-    assert not list(tmp_path.glob("shuffle-*"))
+    assert not list(tmp_path.rglob("shuffle-*"))
 
 
 def test_no_range_is_more_than_a_join_takes_where_no_key_is(tmp_path):

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalr_prod.training_set import negatives
-from scalr_prod.training_set.negatives import NegativePool, UserEvents, draw_negatives, stage_negatives
-from scalr_prod.training_set.spine import spine_schema
+from scalr_prod.training_set.negatives import (
+    NegativeDraws,
+    NegativePool,
+    UserEvents,
+    draw_negatives,
+    draw_user_negatives,
+    item_times_sql,
+    merge_item_times,
+)
 
 
 def made(seed: int, *, events: int = 400, users: int = 25, items: int = 40, span: int = 60) -> tuple[UserEvents, np.ndarray]:
@@ -106,44 +109,43 @@ def test_nothing_is_drawn_before_the_first_item_was_seen():
     assert len(rows) == len(items) == 0
 
 
-class CountingConnection:
-    """A DuckDB connection that counts the queries that read all real events."""
-
-    def __init__(self, connection):
-        self._connection, self.scans = connection, 0
-
-    def __getattr__(self, name):
-        return getattr(self._connection, name)
-
-    def execute(self, query, *args):
-        self.scans += "FROM real_events" in query and not query.startswith("DESCRIBE")
-        return self._connection.execute(query, *args)
-
-    def sql(self, query, *args, **more):
-        self.scans += "FROM real_events" in query and not query.startswith("DESCRIBE")
-        return self._connection.sql(query, *args, **more)
-
-
 @pytest.mark.parametrize("kind", ["uniform", "popularity"])
-def test_negatives_and_scans_of_all_events_do_not_depend_on_the_number_of_buckets(kind, tmp_path, monkeypatch):
+def test_negatives_do_not_depend_on_how_events_are_divided(kind):
+    """Neither on the tasks that count items, nor on the partitions of users that negatives are drawn in."""
     rng = np.random.default_rng(0)
     times = pa.array(rng.integers(0, 300, 2_000)).cast(pa.timestamp("us", tz="UTC"))
     users = pa.array(rng.integers(0, 70, 2_000).astype(str))
     events = {"user_id": users, "item_id": pa.array(rng.integers(0, 90, 2_000).astype(str)), "event_timestamp": times}
-    pq.write_table(pa.table(events), tmp_path / "real.parquet")
-    options = SimpleNamespace(negatives_per_event=3, negative_sampling=kind, seed=5)
-    found, scans = [], []
-    for rows_at_once in (10_000, 700, 60):
-        monkeypatch.setattr(negatives, "_ROWS_AT_ONCE", rows_at_once)
-        path = tmp_path / f"negatives-{rows_at_once}.parquet"
+    draws = NegativeDraws(3, kind, 5, [(100, 300)])
+    found = []
+    for partitions in (1, 3, 34):
         with duckdb.connect() as connection:
-            counting = CountingConnection(connection)
-            schema = spine_schema(pa.string(), pa.string())
-            stage_negatives(counting, options, tmp_path / "real.parquet", path, schema=schema, spans=[(100, 300)])
-        found.append(pq.read_table(path).sort_by([(name, "ascending") for name in events]))
-        scans.append(counting.scans)
+            connection.execute("SET TimeZone = 'UTC'")
+            connection.register("real_events", pa.table(events))
+            slices = [
+                f"(FROM real_events OFFSET {start} LIMIT 500)" for start in range(0, 2_000, 2_000 if partitions == 1 else 500)
+            ]
+            counted = " UNION ALL ".join(item_times_sql(some if len(slices) > 1 else "real_events", kind) for some in slices)
+            connection.execute(f"CREATE TABLE item_times AS {counted}")
+            items = merge_item_times(connection, "item_times", kind)
+            drawn = []
+            for number in range(partitions):
+                connection.execute(
+                    f"CREATE OR REPLACE TABLE mine AS FROM real_events WHERE hash(user_id) % {partitions} = {number}"
+                )
+                drawn.append(draw_user_negatives(connection, "mine", items, draws))
+            found.append(pa.concat_tables(drawn).sort_by([(name, "ascending") for name in ("user_id", "item_id", "time")]))
+    assert len(items.pool) == (2_000 if kind == "popularity" else 90)
     assert len(found[0]) > 3_000
     assert found[0].equals(found[1])
     assert found[0].equals(found[2])
-    assert len(set(scans)) == 1
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_users_without_events_and_items_get_no_negatives():
+    none = pa.schema({"user_id": pa.string(), "item_id": pa.string(), "event_timestamp": pa.timestamp("us", tz="UTC")})
+    with duckdb.connect() as connection:
+        connection.register("real_events", none.empty_table())
+        connection.execute(f"CREATE TABLE item_times AS {item_times_sql('real_events', 'uniform')}")
+        items = merge_item_times(connection, "item_times", "uniform")
+        drawn = draw_user_negatives(connection, "real_events", items, NegativeDraws(3, "uniform", 5, [(0, 9)]))
+    assert (len(drawn), drawn.column_names) == (0, ["user_id", "item_id", "time"])

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from support.training_set_folder import write_version
@@ -27,7 +26,6 @@ from scalr_prod.training_set.previous_version import (
     group_days,
     reusable,
 )
-from scalr_prod.training_set.spine import Spine
 from scalr_prod.training_set.torch_data import _share, _together
 
 STAMP = pa.timestamp("us", tz="UTC")
@@ -262,16 +260,6 @@ def test_another_set_is_numbered_by_the_first_ones_vocabulary(made):
     assert len(small.vocabulary().users) == 6
     assert small.torch(vocabulary=known)[5]["user"] == 6
     assert small.torch(vocabulary=known)[5]["item"] == known.encode("target_items", ["t5"])[0]
-
-
-@pytest.mark.parametrize("sizes", [[100], [1] * 100, [7, 1, 60, 32], [33, 33, 34], []])
-def test_pieces_of_the_spine_are_of_the_sizes_asked_for_and_in_order(tmp_path, monkeypatch, sizes):
-    monkeypatch.setattr("scalr_prod.training_set.spine._BATCH", 10)
-    path = tmp_path / "spine.parquet"
-    pq.write_table(pa.table({"n": np.arange(100)}), path, row_group_size=33)
-    pieces = list(Spine(path, {}).iter_tables(sizes))
-    assert [piece.num_rows for piece in pieces] == sizes
-    assert [number for piece in pieces for number in piece["n"].to_pylist()] == list(range(sum(sizes)))
 
 
 def day(text: str) -> Period:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote, urlparse
 
 from feast_delta.errors import DataFileMissing
@@ -24,6 +24,20 @@ _ROUNDED_US: Final = 1_000
 
 #: Glob characters, which a path that DuckDB reads must not hold.
 GLOB_CHARACTERS: Final = frozenset("*?[]{}")
+
+
+class FilePart(NamedTuple):
+    """Some files of a table, or some row groups of one: the rows that one of several readers reads.
+
+    Attributes:
+        names: Names of the files, as in the log.
+        part: Which part of their row groups.
+        parts: Number of parts; 1: the whole files.
+    """
+
+    names: tuple[str, ...]
+    part: int = 0
+    parts: int = 1
 
 
 def file_time_bounds(table: DeltaTable, column: str) -> dict[str, tuple[int, int]]:
@@ -96,6 +110,28 @@ def files_dataset(table: DeltaTable, names: frozenset[str] | None = None) -> ds.
     handler = DeltaStorageHandler.from_table(table._table, table._storage_options)  # noqa: SLF001 - as Delta's own method does
     files, form = PyFileSystem(handler), ds.ParquetFileFormat()
     return ds.FileSystemDataset([form.make_fragment(name, files) for name in sorted(names)], arrow_schema(table), form, files)
+
+
+def file_part_dataset(table: DeltaTable, files: FilePart) -> ds.Dataset:
+    """Return the rows of a part of a table's files, as a pyarrow dataset.
+
+    Raises:
+        DataFileMissing: A file is missing.
+    """
+    import pyarrow.dataset as ds
+
+    rows = files_dataset(table, frozenset(files.names))
+    if files.parts == 1:
+        return rows
+    fragments = [
+        fragment.subset(row_group_ids=groups) for fragment in rows.get_fragments() if (groups := _row_groups(fragment, files))
+    ]
+    return ds.FileSystemDataset(fragments, rows.schema, ds.ParquetFileFormat(), rows.filesystem)
+
+
+def _row_groups(fragment: Any, files: FilePart) -> list[int]:
+    groups = fragment.num_row_groups
+    return [group for group in range(groups) if group * files.parts // groups == files.part]
 
 
 def local_paths(table: DeltaTable) -> list[str] | None:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from feast.infra.registry.base_registry import BaseRegistry
     from feast.repo_config import RepoConfig
 
+    from feast_delta.delta_log import FilePart
     from feast_delta.writes import TableWriter
 
 
@@ -73,6 +74,8 @@ class DeltaOfflineStoreConfig(FeastConfigBaseModel):
     known_by: datetime | None = None
     #: Table → Delta version to read; the key is the table's full path, or its last part. Default: the latest version.
     versions: dict[str, int] = Field(default_factory=dict)
+    #: Table → the `FilePart` to read, with a key as in ``versions``: for readers that divide a table among them. Default: all files.
+    files: dict[str, Any] = Field(default_factory=dict, repr=False, exclude=True)
     #: Table's full path → keys of the entities whose latest rows are pulled. Tables that are not listed: all entities.
     entities: dict[str, Any] = Field(default_factory=dict, repr=False, exclude=True)
     #: An open DuckDB connection whose database runs the retrievals, see `open_cursor`. Default: one connection each.
@@ -144,6 +147,14 @@ class DeltaOfflineStoreConfig(FeastConfigBaseModel):
             path: Its full path or URL.
         """
         return self.versions.get(path, self.versions.get(path.rstrip("/").rpartition("/")[2]))
+
+    def files_to_read(self, path: str) -> FilePart | None:
+        """Return the part of a table's files to read; None: all.
+
+        Args:
+            path: Its full path or URL.
+        """
+        return self.files.get(path, self.files.get(path.rstrip("/").rpartition("/")[2]))
 
     @contextmanager
     def translate_errors(self) -> Iterator[None]:

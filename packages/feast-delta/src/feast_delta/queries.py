@@ -280,7 +280,10 @@ def open_source(
         keys, rows_sql = within.keys(arrow_schema(table)) if within.keys else None, "true"
         if keys is not None:
             names, rows_sql = files_in_key_range(table, *keys), keys.condition_sql
-        scan = scan_delta(connection, table, alias, [*columns, *optional_columns], file_names=names, rows_sql=rows_sql)
+        part = config.offline_store.files_to_read(path)
+        scan = scan_delta(
+            connection, table, alias, [*columns, *optional_columns], file_names=names, part=part, rows_sql=rows_sql
+        )
     else:
         scan = scan_parquet(connection, path, alias, [*columns, *optional_columns])
     missing = [column for column in columns if column not in scan.schema.names]

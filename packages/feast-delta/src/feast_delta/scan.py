@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
-from feast_delta.delta_log import GLOB_CHARACTERS, arrow_schema, duckdb_readable_files, files_dataset, files_have_all_columns
+from feast_delta.delta_log import (
+    GLOB_CHARACTERS,
+    arrow_schema,
+    duckdb_readable_files,
+    file_part_dataset,
+    files_dataset,
+    files_have_all_columns,
+)
 from feast_delta.errors import DeltaStoreError, TableMissing
 from feast_delta.sessions import quote_identifier, quote_literal, read_parquet_sql
 
@@ -22,6 +29,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
     from duckdb import DuckDBPyConnection
+
+    from feast_delta.delta_log import FilePart
 
 
 #: Bits of the position within a file; the file's number is in the bits above.
@@ -88,6 +97,7 @@ def scan_delta(
     columns: Sequence[str] | None = None,
     *,
     file_names: frozenset[str] | None = None,
+    part: FilePart | None = None,
     rows_sql: str = "true",
 ) -> Scan:
     """Make a Delta table selectable in this DuckDB connection.
@@ -98,14 +108,21 @@ def scan_delta(
         alias: A name that is unique in the connection.
         columns: The columns to copy if the table cannot be read in place; default: all.
         file_names: Read only these files, see `delta_log`.
+        part: Of those files, read only this part.
         rows_sql: SQL condition of the rows to copy if the table cannot be read in place.
     """
     schema = arrow_schema(table)
+    if part is not None:
+        chosen = [name for name in part.names if file_names is None or name in file_names]
+        if part.parts > 1:  # DuckDB cannot be told which row groups to read
+            rows = file_part_dataset(table, part._replace(names=tuple(chosen)))
+            return replace(_copy(connection, rows, alias, columns, rows_sql), table=table)
+        file_names = frozenset(chosen)
     files = duckdb_readable_files(table)
     if files is not None and file_names is not None:
         prefix = unquote(urlparse(table.table_uri).path).rstrip("/") + "/"
-        chosen = {unquote(name) for name in file_names}
-        files = [file for file in files if file.removeprefix(prefix) in chosen]
+        decoded = {unquote(name) for name in file_names}
+        files = [file for file in files if file.removeprefix(prefix) in decoded]
     if files == []:
         connection.register(alias, schema.empty_table())
         return Scan(quote_identifier(alias), schema, "0::BIGINT")

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tasks of a training set's build have in common: where they run, where they write, and the feature store."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scalr_prod.compute import open_executor, shuffle_folder
+from scalr_prod.features import StoreSnapshot, open_feature_store
+from scalr_prod.lake import Lake
+from scalr_prod.schemas import Table
+from scalr_prod.workspace import open_duckdb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from duckdb import DuckDBPyConnection
+
+    from scalr_prod.compute import Executor, ShuffleFolder
+    from scalr_prod.config import Settings
+
+
+@dataclass(frozen=True)
+class BuildTasks:
+    """What runs the tasks of a build, and what they share.
+
+    Attributes:
+        executor: Runs the tasks.
+        connection: DuckDB connection of this process.
+        folder: Where tasks write what later tasks and this process read.
+        store: The project's Feast store.
+    """
+
+    executor: Executor
+    connection: DuckDBPyConnection
+    folder: ShuffleFolder
+    store: StoreSnapshot
+
+    def open_inner_folder(self) -> AbstractContextManager[ShuffleFolder]:
+        """Open a folder for rows that are removed before the others."""
+        return shuffle_folder(self.folder.root, self.folder.storage_options)
+
+
+@contextmanager
+def open_build_tasks(settings: Settings, staging: Path, *, tasks: int, work_s: float) -> Iterator[BuildTasks]:
+    """Open what runs the tasks of a build.
+
+    Args:
+        settings: The project's settings.
+        staging: A folder on this machine.
+        tasks: Number of tasks.
+        work_s: Estimate of their processor time, in seconds.
+
+    Raises:
+        SchedulerUnreachable: No scheduler answers at the address, or it has no worker.
+        FeatureStoreError: The feature store cannot be opened.
+    """
+    with (
+        open_duckdb(settings, staging) as connection,
+        open_executor(settings, connection, tasks=tasks, work_s=work_s, stage="dataset build") as executor,
+    ):
+        # Workers elsewhere share no folder with this machine, but they reach the lake.
+        lake = Lake.open(settings)
+        root = (str(staging), {}) if executor.is_local else (lake.uri(Table.TARGET_EVENTS), lake.storage_options)
+        with shuffle_folder(*root) as folder:
+            yield BuildTasks(executor, connection, folder, StoreSnapshot.from_store(open_feature_store(settings)))
