@@ -21,10 +21,10 @@ from scalr_prod.training_set.label_window import BEGINNING
 from scalr_prod.training_set.negatives import NegativeDraws, merge_item_times
 from scalr_prod.training_set.spine import KEYS, Spine, spine_schema
 from scalr_prod.training_set.spine_tasks import (
-    EventPart,
     ItemSegments,
     SpineJob,
     SyntheticRule,
+    ViewPart,
     within_sql,
     write_events,
     write_range,
@@ -75,7 +75,7 @@ class SpinePlan:
     window: LabelWindow
     spans: Sequence[Span]
     events: Mapping[Table, DeltaTable]
-    parts: Sequence[EventPart]
+    parts: Sequence[ViewPart]
     events_read: int
     rows: int
     rows_by_user: int
@@ -233,12 +233,12 @@ def _time_bounds(tasks: BuildTasks, plan: SpinePlan, negatives: int) -> list[int
     return quantile_bounds(tasks.connection, f"({' UNION ALL '.join(times)})", EVENT_TIMESTAMP, plan.rows)
 
 
-def _plan_parts(table: Table, delta: DeltaTable, times: Sequence[Span]) -> Iterator[EventPart]:
+def _plan_parts(table: Table, delta: DeltaTable, times: Sequence[Span]) -> Iterator[ViewPart]:
     bounds, counted = file_time_bounds(delta, EVENT_TIMESTAMP), row_count_by_file(delta)
     for low, high in _merge_spans(_READS, times):
         rows = {name: counted[name] for name, (first, last) in bounds.items() if first < high and last >= low}
         for files in plan_file_parts(rows, _TASK_EVENTS):
-            yield EventPart(table, (low, high), files)
+            yield ViewPart(table, (low, high), files)
 
 
 def _count_events(table: DeltaTable, spans: Sequence[Span]) -> int:

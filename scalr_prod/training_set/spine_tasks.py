@@ -102,8 +102,8 @@ class SpineJob:
         return by_segment or (table is Table.TARGET_EVENTS and self.negatives is not None)
 
 
-class EventPart(NamedTuple):
-    """Rows of an event table that one task reads."""
+class ViewPart(NamedTuple):
+    """Events of a view that one task reads."""
 
     table: Table
     span: Span
@@ -156,7 +156,7 @@ class ItemSegments(NamedTuple):
         return KnownItems(*(read_segments([segment], folder=folder) for segment in self))
 
 
-def write_events(connection: DuckDBPyConnection, job: SpineJob, part: EventPart) -> WrittenEvents:
+def write_events(connection: DuckDBPyConnection, job: SpineJob, part: ViewPart) -> WrittenEvents:
     """Task of the first round: write some events by user, or label them and write them by time."""
     is_by_user, item_times = job.is_by_user(part.table), None
     connection.register("view_rows", _read_view(job, part))
@@ -230,7 +230,7 @@ def within_sql(spans: Sequence[Span]) -> str:
     return f"({' OR '.join(f'{_TIME} >= {start} AND {_TIME} < {end}' for start, end in spans) or 'false'})"
 
 
-def _read_view(job: SpineJob, part: EventPart) -> pa.Table:
+def _read_view(job: SpineJob, part: ViewPart) -> pa.Table:
     """Read the view's events of a part that were known by the end of the split in which they happened."""
     import pyarrow as pa
 
