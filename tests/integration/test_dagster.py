@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,6 +27,14 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "dagster.md"
 #: A Monday in Berlin, and the week before, whose translator is trained until it.
 DAY, WEEK = "2024-06-03", "2024-05-27"
 START, END = datetime(2024, 6, 2, 22, tzinfo=UTC), datetime(2024, 6, 3, 22, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def sigterm():
+    """Dagster gives SIGTERM the handler of SIGINT. Where that is ignored, processes of later tests would not end."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 class Shop:

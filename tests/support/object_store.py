@@ -72,7 +72,7 @@ def running_store(*, honours_conditions: bool) -> Iterator[ObjectStore]:
         try:
             yield ObjectStore(f"http://127.0.0.1:{int(process.stdout.readline())}")
         finally:
-            process.terminate()
+            process.kill()  # it has nothing to tidy up
 
 
 class _Server(ThreadingHTTPServer):
