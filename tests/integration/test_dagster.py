@@ -29,7 +29,7 @@ DAY, WEEK = "2024-06-03", "2024-05-27"
 START, END = datetime(2024, 6, 2, 22, tzinfo=UTC), datetime(2024, 6, 3, 22, tzinfo=UTC)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def sigterm():
     """Dagster gives SIGTERM the handler of SIGINT. Where that is ignored, processes of later tests would not end."""
     before = signal.getsignal(signal.SIGTERM)
