@@ -30,7 +30,7 @@ from scalr_prod.evaluation.statistics import TwoWayClusters
 from scalr_prod.evaluation.trial_cache import MIN_DEPTH, ValidationSplit
 from scalr_prod.evaluation.tuning import Tuner, tune_half_life
 
-EVALUATIONS, TEST_PERIODS, USERS, ITEMS, MOST = 1000, 4, 600, 1000, 3
+EVALUATIONS, TEST_PERIODS, USERS, ITEMS, MOST = 600, 4, 600, 1000, 3
 #: Of log2 of a rank: what all arms share, and what an item, and a pair, is moved by one arm.
 SPREAD, ITEM_NOISE, PAIR_NOISE = 2.5, 0.5, 0.8
 WORLDS = {"no value has an effect": 0.0, "effects vary by 10 %": 0.1}

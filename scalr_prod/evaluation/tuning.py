@@ -294,7 +294,7 @@ class Tuner:
             hyperparameters = family_hyperparameters(self.family)
             options = {one.name: _typed_value(one, one.values[0]) for one in hyperparameters}
             start = Arm(self.family, REAL_ONLY, options, draw, weights=(0.0, 0.0, 0.0), source_weight=1.0)
-            # Twice, since the best model settings depend on each other. The other arms start from this result.
+            # Twice, since the best model settings depend on each other. The joint baseline starts from this result.
             self._real_arm = self._search_in_turn(
                 start, [*hyperparameters] if self.quick else [*hyperparameters, *hyperparameters]
             )
