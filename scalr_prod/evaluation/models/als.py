@@ -48,8 +48,8 @@ class ImplicitAls:
     """
 
     Hyperparameters: Final = AlsHyperparameters
-    #: Hyperparameters tuned on validation, one after the other. At a small α a synthetic event counts nearly as much as a real one, whatever
-    #: their weights (docs/adr/0019).
+    #: Hyperparameters tuned on validation, one after the other. At a small α a synthetic event counts nearly as much as a real one,
+    #: whatever their weights (docs/adr/0019).
     search_space: Final = (
         Hyperparameter("alpha", (10.0, 40.0, 2.5), step=4.0, with_synthetic=40.0),
         Hyperparameter("regularization", (10.0, 1.0, 100.0), step=10.0),
