@@ -63,7 +63,7 @@ def main() -> dict[str, Any]:
         pairs = {name: _scouted(name, pair, Path(scratch)) for name, pair in (NAMED_FIRST | NAMED_LATER).items()}
         categories = _write_categories(Path(scratch))
         timed, report = _ten_domains(categories)
-        further = {name: _further_pair(name, categories) for name in _draw_pairs(report, pairs)}
+        further = {name: _further_pair(name, categories) for name in _draw_pairs(report)}
     found = {"pairs": pairs, "agreement": agreement(pairs), "further_pairs": further}
     return found | {"further_agreement": _agreement(further, _lifts(further)), "ten_domains": timed}
 
@@ -186,11 +186,11 @@ def _ten_domains(folder: Path) -> tuple[dict[str, Any], ScoutReport]:
     return counts | timed, report
 
 
-def _draw_pairs(report: ScoutReport, known: Mapping[str, Any]) -> list[str]:
-    """Pairs of the ten domains, none of them among those known, whatever was measured of them."""
+def _draw_pairs(report: ScoutReport) -> list[str]:
+    """Pairs of the ten domains, whatever was measured of them; none, in either direction, is one of the twelve."""
     names = sorted(f"{one.target}_from_{one.source}" for one in report.pairs if one.common_users >= MIN_COMMON_USERS)
-    known_domains = {frozenset(name.split("_from_")) for name in known}
-    fresh = [name for name in names if frozenset(one.split("_")[0] for one in name.split("_from_")) not in known_domains]
+    known = {frozenset(map(_name, pair[1:])) for pair in (NAMED_FIRST | NAMED_LATER).values()}
+    fresh = [name for name in names if frozenset(name.split("_from_")) not in known]
     return sorted(np.random.default_rng(0).choice(fresh, min(FURTHER, len(fresh)), replace=False).tolist())
 
 

@@ -32,8 +32,9 @@ _PRIOR_SD: Final = 50.0
 HARM_PCT: Final = 2.0
 #: Highest accepted probability of harm.
 MAX_HARM_PROBABILITY: Final = 0.2
-#: How much wider the reported interval is than the measured one: the groups' choices share three quarters of their users, which the error
-#: of their sum leaves out. Nadeau and Bengio (2003): the variance is 1 + n_judged / n_choosing × groups times as large, here 1 + 5 / 4.
+#: Factor that widens the reported interval. Any two groups' values were chosen on mostly the same users, so that their scores are
+#: correlated, which the clustered error leaves out. Nadeau and Bengio (2003): the variance is 1 + groups × n_judged / n_choosing times as
+#: large, here 1 + 5 / 4.
 _NESTED_FACTOR: Final = (1 + 5 / 4) ** 0.5
 #: Two-sided p-value below which real+scalr is ahead of the same events given to other users: 1 % on the side that matters.
 _SIGNIFICANT: Final = 0.02

@@ -90,6 +90,8 @@ _UNUSED: Final = ("not used", "not tested")
 _GAIN: Final = "real + synthetic over it (95 %)"
 
 
+#: From here on the upper end of a lift's interval says only that the baseline's NDCG may be 0.
+_UNBOUNDED_PCT: Final = 100_000
 #: Depth of the rankings of reports that do not name it.
 _DEFAULT_DEPTH: Final = 20
 #: Hyperparameters with a unit.
@@ -135,13 +137,13 @@ def summarize_verdict(report: Mapping[str, Any]) -> VerdictSummary:
     is_quick = report["verdict"]["quick"]
     (verdict,) = (row for row in report["verdict"]["models"] if row["model"] == best)
     arms = [row for row in report["arms"] if row["model"] == best]
-    over_real: Mapping[str, Any] = next((row for row in arms if row["name"] == WITH_SYNTHETIC), {})
-    effect = _effect(verdict, over_real.get("ci95"), is_used=choices[best]["helps"])
+    ours: Mapping[str, Any] = next((row for row in arms if row["name"] == WITH_SYNTHETIC), {})
+    effect = _effect(verdict, ours.get("ci95"), is_used=choices[best]["helps"])
     depth = report["verdict"].get("k", _DEFAULT_DEPTH)
     return VerdictSummary(
         effect,
         best,
-        _answer(effect, report, verdict, choices[best], {row["name"]: row for row in arms}.get(WITH_SYNTHETIC)),
+        _answer(effect, report, verdict, choices[best], ours),
         _by_group(effect, verdict),
         _describe_test(report),
         _describe_model(best, choices[best], is_quick=is_quick),
@@ -167,7 +169,7 @@ def _answer(
     report: Mapping[str, Any],
     verdict: Mapping[str, Any],
     choice: Mapping[str, Any],
-    arm: Mapping[str, Any] | None,
+    arm: Mapping[str, Any],
 ) -> str:
     model, is_quick = verdict["model"], report["verdict"]["quick"]
     if effect == "refused" and is_quick:
@@ -181,12 +183,11 @@ def _answer(
         return f"No gain found: with {model}, synthetic events are not used ({decision.removeprefix('refused: ')})."
     baseline = _BASELINES[verdict["best_baseline"]]
     start = (_QUICK_STARTS if is_quick else _STARTS)[effect]
-    lift = verdict["lift_over_best_pct"]
-    if lift is None:
+    if verdict["lift_over_best_pct"] is None:
         return f"{start}. With {model}, {baseline} found none of the users' items."
-    ndcg = None if arm is None else arm["metrics"]["ndcg"]
-    if ndcg:
-        both = f"{ndcg:.3g} with synthetic events and {ndcg / (1 + lift / 100):.3g} with {baseline}"
+    reached = _baseline_ndcg(arm, verdict)
+    if reached is not None:
+        both = f"{arm['metrics']['ndcg']:.3g} with synthetic events and {reached:.3g} with {baseline}"
         answer = f"{start}. NDCG of {model} is {both}: {_percent(verdict)}."
     else:
         answer = f"{start}. NDCG of {model} with synthetic events, over that with {baseline}: {_percent(verdict)}."
@@ -194,6 +195,12 @@ def _answer(
     if strongest is not None:
         answer += f" Against {_CROSS_DOMAIN[strongest][0]}: {_percent(verdict[strongest], 'lift_pct')}."
     return answer
+
+
+def _baseline_ndcg(arm: Mapping[str, Any], verdict: Mapping[str, Any]) -> float | None:
+    """Return the NDCG of the baseline of all users; None if the lift over it does not tell."""
+    lift, ndcg = verdict["lift_over_best_pct"], arm.get("metrics", {}).get("ndcg")
+    return float(ndcg) / (1 + lift / 100) if ndcg and lift is not None else None
 
 
 def _describe_signal(signal: Mapping[str, Any] | None) -> str:
@@ -310,7 +317,7 @@ def _table(
     """
     by_name = {row["name"]: row for row in arms}
     named = {key: f"NDCG@{k}, {_USERS[key]}" for key in ("all", "cold", "new")}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for arm, name in _ARMS.items():
         if arm not in by_name:
             continue
@@ -321,9 +328,9 @@ def _table(
             figures = {key: None if value is None else unused for key, value in figures.items()}
         gain = _percent(over, "lift_pct") if "ci95" in over and not unused else ""
         rows.append({"method": name} | {named[key]: value for key, value in figures.items()} | {_GAIN: gain})
-    if verdict["best_baseline"] == BEST_BY_SEGMENT and not unused and verdict["lift_over_best_pct"] is not None:
-        ndcg = by_name[WITH_SYNTHETIC]["metrics"]["ndcg"] / (1 + verdict["lift_over_best_pct"] / 100)
-        better = {"method": "the better of popular items and real events in each group", named["all"]: round(ndcg, 4)}
+    reached = _baseline_ndcg(by_name.get(WITH_SYNTHETIC, {}), verdict)
+    if verdict["best_baseline"] == BEST_BY_SEGMENT and not unused and reached is not None:
+        better = {"method": "the better of popular items and real events in each group", named["all"]: round(reached, 4)}
         rows.insert(-1, better | {_GAIN: _percent(verdict)})
     columns = [
         name for name in ("method", named["all"], _GAIN, named["cold"], named["new"]) if any(row.get(name) for row in rows)
@@ -351,4 +358,5 @@ def _percent(comparison: Mapping[str, Any], name: str = "lift_over_best_pct") ->
     low, high = comparison["ci95"]
     if comparison[name] is None or low is None or high is None:
         return "by an undefined share (the baseline's NDCG is 0)"
-    return f"{comparison[name]:+.0f} % (95 %: {low:+.0f} … {high:+.0f})"
+    upper = f"{high:+.0f}" if high < _UNBOUNDED_PCT else "∞"
+    return f"{comparison[name]:+.0f} % (95 %: {low:+.0f} … {upper})"

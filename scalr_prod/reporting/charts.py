@@ -22,8 +22,8 @@ COLOURS: Final = {"real": "#4d7fb5", "synthetic": "#c9660f"}
 _TEXT_COLOUR: Final = "#010203"
 _VEGA_LITE_VERSION: Final = "5.20"
 _WIDTH: Final = 560
-#: Least ratio on a logarithmic axis.
-_LEAST_RATIO: Final = 0.05
+#: Least and greatest ratio on a logarithmic axis.
+_LEAST_RATIO, _GREATEST_RATIO = 0.05, 100.0
 
 
 def require_charts() -> None:
@@ -104,7 +104,8 @@ def trend_chart(rows: Sequence[Mapping[str, Any]], field: str, title: str) -> st
 def lift_interval_chart(rows: Sequence[Mapping[str, Any]]) -> str:
     """Draw lifts with their intervals; each row has ``users``, ``lift_pct``, ``low`` and ``high`` in percent."""
     ratios = [
-        {"users": row["users"]} | {name: max(1 + row[name] / 100, _LEAST_RATIO) for name in ("lift_pct", "low", "high")}
+        {"users": row["users"]}
+        | {name: min(max(1 + row[name] / 100, _LEAST_RATIO), _GREATEST_RATIO) for name in ("lift_pct", "low", "high")}
         for row in rows
     ]
     order = [row["users"] for row in rows]

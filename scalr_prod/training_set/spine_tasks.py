@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from scalr_prod.compute import load_segments, read_segments, write_segments, write_tables
 from scalr_prod.core.timestamps import micros_to_datetime, to_micros
 from scalr_prod.features import ViewWindow, stream_window
-from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, USER_ID, Table
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.training_set.negatives import KnownItems, draw_user_negatives, item_times_sql
 from scalr_prod.training_set.periods import DAY_US, Period, utc_day
 from scalr_prod.training_set.previous_version import PartitionStatistics
@@ -44,7 +44,7 @@ _WANTED: Final = "wanted"
 _TIME: Final = f"epoch_us({EVENT_TIMESTAMP})"
 _USER_HASH: Final = f"(hash({USER_ID}) >> 1)::BIGINT"
 #: Order by every column, so that equal rows give equal files.
-_ORDER: Final = f"{EVENT_TIMESTAMP}, {USER_ID}, {KEYS[1]}, is_synthetic, label DESC, run_id, source_domain, weight"
+_ORDER: Final = f"{EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, is_synthetic, label DESC, run_id, source_domain, weight"
 
 
 @dataclass(frozen=True)

@@ -236,3 +236,11 @@ def test_the_settings_with_synthetic_events_are_named_where_they_differ():
         "als with alpha 2.5, half_life (days) 90, factors 64 (tuned on validation, on real events only); with synthetic events alpha 40, "
         "no decay (tuned on them)"
     )
+
+
+def test_a_model_that_finds_nothing_and_an_interval_without_end_are_said_plainly():
+    arms = [arm("real", 0.03), arm("real+scalr", 0.0), arm("popular_lately", 0.02, scalr_over_this=lift(-100.0, -100.0, 2e22))]
+    found = summarize_verdict(report(lift(-100.0, -100.0, -100.0, "best_by_segment"), arms=arms))
+    assert found.effect == "harms"
+    assert found.table[0]["real + synthetic over it (95 %)"] == "-100 % (95 %: -100 … ∞)"
+    assert [row["method"] for row in found.table] == ["recently popular items", "real events only", "real + synthetic events"]
