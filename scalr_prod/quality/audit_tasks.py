@@ -98,7 +98,7 @@ def _read(files: Sequence[Path]) -> str:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _AuditPlan:
     """What the tasks of an audit read.
 
     Attributes:
@@ -192,7 +192,7 @@ def _plan(
     files: Sequence[Path],
     schema: pa.Schema,
     reference: Publication | None,
-) -> _Plan:
+) -> _AuditPlan:
     """Plan the tasks, from a sample of the users."""
     if files:
         connection.read_parquet([escape_glob(path) for path in files]).create_view("candidates")
@@ -229,7 +229,7 @@ def _plan(
     # Tasks read the tables, and not the views of what was known.
     known = f"{CREATED_TIMESTAMP} <= {timestamp_literal(spec.as_of)}"
     read = {kind: sql if kind == "published" else f"{known} AND {sql}" for kind, sql in conditions.items()}
-    return _Plan(groups, read, parts, bounds, rows)
+    return _AuditPlan(groups, read, parts, bounds, rows)
 
 
 def _history_sql(connection: DuckDBPyConnection, within: str, published: str) -> str:
@@ -243,7 +243,7 @@ def _history_sql(connection: DuckDBPyConnection, within: str, published: str) ->
     return "true" if users > _FEW_USERS else f"({within} OR {USER_ID} IN (FROM {RUN_USERS}))"
 
 
-def _write_run_users(connection: DuckDBPyConnection, plan: _Plan, folder: ShuffleFolder) -> Segment | None:
+def _write_run_users(connection: DuckDBPyConnection, plan: _AuditPlan, folder: ShuffleFolder) -> Segment | None:
     if RUN_USERS not in plan.conditions["source"]:
         return None
     return write_tables([(0, connection.table(RUN_USERS).to_arrow_table())], folder=folder)[0]
@@ -304,7 +304,7 @@ def _schemas(lake: Lake, accepted: pa.Schema) -> dict[str, pa.Schema]:
 
 
 def _partition_inputs(
-    plan: _Plan, regrouped: UserPartitions, consent: Mapping[int, Segment] | None
+    plan: _AuditPlan, regrouped: UserPartitions, consent: Mapping[int, Segment] | None
 ) -> Iterator[PartitionInputs]:
     groups: dict[int, list[RowGroup]] = defaultdict(list)
     for group in plan.groups:

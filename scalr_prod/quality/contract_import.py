@@ -65,7 +65,7 @@ class ContractImport(Jsonable):
 
 
 @dataclass
-class _Reading:
+class _ContractReader:
     """A contract while it is read."""
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -101,7 +101,7 @@ def import_contract(
     contract = _read(path)
     if not re.fullmatch(r"source|target|sources\.[A-Za-z_][A-Za-z0-9_]{0,63}", place):
         raise SettingsError(f"there is no log {place!r}", where="--log", next_step="name source, target, or sources.<name>")
-    reading = _Reading()
+    reading = _ContractReader()
     reading.note_unknown(contract, {*_DESCRIPTIVE, "servers", "schema", "customProperties"})
     events = _events_object(contract, schema_object, str(path))
     reading.note_unknown(events, {*_OF_OBJECT, "properties", "quality"}, f"schema.{events.get('name')}.")
@@ -205,7 +205,7 @@ def _events_object(contract: Mapping[str, Any], name: str | None, where: str) ->
     return chosen[0]
 
 
-def _read_servers(contract: Mapping[str, Any], reading: _Reading) -> None:
+def _read_servers(contract: Mapping[str, Any], reading: _ContractReader) -> None:
     """Take the locations of the log and of the item file."""
     servers = list(_mappings(contract, "servers"))
     items = next((one for one in servers if one.get("server") == ITEMS), None)
@@ -236,7 +236,7 @@ def _read_servers(contract: Mapping[str, Any], reading: _Reading) -> None:
             reading.note(f"servers.{server.get('server')}")
 
 
-def _read_columns(events: Mapping[str, Any], given: dict[str, str], reading: _Reading, where: str) -> None:
+def _read_columns(events: Mapping[str, Any], given: dict[str, str], reading: _ContractReader, where: str) -> None:
     """Take the columns' roles and constraints."""
     columns = {_column_name(one): one for one in _mappings(events, "properties")}
     roles = _column_roles(columns, given, f"{where}, schema.{events.get('name')}")
@@ -263,7 +263,7 @@ def _column_roles(columns: Mapping[str, Mapping[str, Any]], given: dict[str, str
     return found
 
 
-def _read_column(column: Mapping[str, Any], name: str, role: str | None, at: str, reading: _Reading) -> None:
+def _read_column(column: Mapping[str, Any], name: str, role: str | None, at: str, reading: _ContractReader) -> None:
     """Take a column's constraints: those that are settings, and the others as expectations."""
     reading.note_unknown(column, {*_OF_COLUMN, "required", "unique", "logicalTypeOptions", "quality", "customProperties"}, at)
     for entry in _mappings(column, "customProperties"):
@@ -286,7 +286,7 @@ def _read_column(column: Mapping[str, Any], name: str, role: str | None, at: str
             _add_rule(rule, name, f"{at}quality[{number}]", reading)
 
 
-def _read_times(options: dict[str, Any], at: str, reading: _Reading) -> None:
+def _read_times(options: dict[str, Any], at: str, reading: _ContractReader) -> None:
     """Take zone, format and earliest time from a timestamp's options, and remove them there."""
     zone = options.pop("defaultTimezone", None)
     has_zone = options.pop("timezone", None)
@@ -312,7 +312,7 @@ def _read_times(options: dict[str, Any], at: str, reading: _Reading) -> None:
         reading.settings["earliest"] = (moment if moment.tzinfo else moment.replace(tzinfo=own)).isoformat()
 
 
-def _read_limit(rule: Mapping[str, Any], role: str | None, reading: _Reading) -> bool:
+def _read_limit(rule: Mapping[str, Any], role: str | None, reading: _ContractReader) -> bool:
     """Take a rule that a setting expresses: ids that are there, and known event types."""
     metric, share = rule.get("metric"), _allowed_share(rule)
     if share is None:
@@ -339,7 +339,7 @@ def _allowed_share(rule: Mapping[str, Any]) -> float | None:
     return round(float(limit) / 100, 12) if isinstance(limit, int | float) and rule.get("unit") == "percent" else None
 
 
-def _add_rule(rule: Mapping[str, Any], column: str | None, at: str, reading: _Reading) -> None:
+def _add_rule(rule: Mapping[str, Any], column: str | None, at: str, reading: _ContractReader) -> None:
     entry = suite_entry(rule, column, share=_allowed_share(rule))
     if entry is None:
         reading.note(f"{at} ({rule.get('metric') or rule.get('rule') or rule.get('type') or 'no metric'})")
@@ -347,7 +347,7 @@ def _add_rule(rule: Mapping[str, Any], column: str | None, at: str, reading: _Re
         reading.expectations.append(entry)
 
 
-def _checked(reading: _Reading, where: str) -> dict[str, Any]:
+def _checked(reading: _ContractReader, where: str) -> dict[str, Any]:
     """Return the settings without defaults, as scalr.toml has them, after the same checks as there."""
     values = dict(reading.settings)
     if "query" in values:

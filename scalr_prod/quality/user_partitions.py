@@ -90,7 +90,7 @@ class CandidatePart(NamedTuple):
     groups: Sequence[RowGroup]
 
 
-class _Written(NamedTuple):
+class _WrittenSegments(NamedTuple):
     kind: Literal[Kind, "event_ids"]
     segments: dict[int, Segment]
     items: Segment | None = None
@@ -148,12 +148,12 @@ def rank_sql(rows: str, key: str, is_shared: str, *, order: str) -> str:
         FROM {rows} WHERE {is_shared} QUALIFY rank > 1"""
 
 
-def _write_by_partition(connection: DuckDBPyConnection, job: RegroupJob, part: EventPart | CandidatePart) -> _Written:
+def _write_by_partition(connection: DuckDBPyConnection, job: RegroupJob, part: EventPart | CandidatePart) -> _WrittenSegments:
     """Task of the first round: write events by partition of users, or event ids by partition of their hashes."""
     return _write_events(connection, job, part) if isinstance(part, EventPart) else _write_event_ids(connection, job, part)
 
 
-def _write_events(connection: DuckDBPyConnection, job: RegroupJob, part: EventPart) -> _Written:
+def _write_events(connection: DuckDBPyConnection, job: RegroupJob, part: EventPart) -> _WrittenSegments:
     table = TABLES[part.kind]
     items: Segment | None = None
     if job.users is not None and part.kind == "source":
@@ -171,10 +171,10 @@ def _write_events(connection: DuckDBPyConnection, job: RegroupJob, part: EventPa
     connection.execute("DROP TABLE IF EXISTS known_events")
     connection.unregister("events")
     connection.execute("DROP VIEW IF EXISTS events")
-    return _Written(part.kind, segments, items)
+    return _WrittenSegments(part.kind, segments, items)
 
 
-def _write_event_ids(connection: DuckDBPyConnection, job: RegroupJob, part: CandidatePart) -> _Written:
+def _write_event_ids(connection: DuckDBPyConnection, job: RegroupJob, part: CandidatePart) -> _WrittenSegments:
     job.candidates.create_view(connection, "candidate_ids", part.groups, ["event_id", "probability", USER_ID])
     # Two hashes in place of the id, a text: 127 bits, which distinct ids do not share.
     query = f"""SELECT (hash(event_id) >> 1)::BIGINT AS digest, hash(reverse(event_id)) AS other_digest, probability, {FILE}, {ROW},
@@ -182,7 +182,7 @@ def _write_event_ids(connection: DuckDBPyConnection, job: RegroupJob, part: Cand
         FROM candidate_ids"""
     segments = write_segments(connection, query, key="digest", bounds=job.id_bounds, folder=job.folder)
     connection.unregister("candidate_ids")
-    return _Written("event_ids", segments)
+    return _WrittenSegments("event_ids", segments)
 
 
 def _rank_event_ids(connection: DuckDBPyConnection, job: RegroupJob, segments: Sequence[Segment]) -> dict[int, Segment]:
