@@ -11,7 +11,7 @@ NEWEST ?= .venv-newest
 export PYTHONHASHSEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test run-tests test-long test-fast coverage faults ops feast-suite newest lint style types docs audit soak bench bench-lift dist clean constraints
+.PHONY: help setup browser demo test run-tests test-long test-fast coverage faults ops feast-suite feast-matrix newest lint style types docs audit soak bench bench-lift dist try-dist clean constraints
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,7 +34,7 @@ demo: setup ## the whole pipeline on a year of grocery transactions
 
 # Tests start processes by the dozen. Where the machine says that none keeps bytecode, each of them compiles torch, Feast and the rest
 # anew, which takes longer than most tests.
-test test-long test-fast coverage faults ops: export PYTHONDONTWRITEBYTECODE :=
+test test-long test-fast coverage faults ops feast-matrix try-dist: export PYTHONDONTWRITEBYTECODE :=
 
 test: setup browser style ## representative cases of every behaviour, on real components; files are shared out among three processes (WORKERS=2 with less than 16 GiB of memory), the dearest first
 	@$(MAKE) --no-print-directory --jobs 2 types run-tests
@@ -68,6 +68,9 @@ ops: setup ## a real Airflow scheduler for two projects, every part a server's, 
 feast-suite: setup ## Feast's universal tests of offline stores, run on feast-delta; FEAST_SOURCES=DIR names a checkout of the installed Feast's version
 	.venv/bin/python scripts/feast_suite.py
 
+feast-matrix: setup ## feast-delta's own tests on the newest release of Feast and the two before, each in an environment of its own; RELEASES="0.67.0" for some
+	.venv/bin/python scripts/feast_matrix.py $(RELEASES)
+
 newest: setup ## the newest releases of the dependencies, without constraint files, in an environment of their own (NEWEST=DIR), and a short set of tests on them; TESTS="tests/unit/lake/test_lake.py" for some
 	.venv/bin/python scripts/newest.py $(NEWEST) $(TESTS)
 
@@ -82,11 +85,11 @@ style: setup
 types: setup
 	.venv/bin/mypy
 
-docs: setup ## the site, in build/site; first the pages and charts that are made from code and figures
+docs: setup ## the site of this version, in build/site beside those of other versions; first the pages and charts that are made from code and figures
 	.venv/bin/python scripts/reference.py
 	.venv/bin/python scripts/results.py
 	.venv/bin/python scripts/charts.py
-	.venv/bin/mkdocs build --strict
+	.venv/bin/python scripts/docs_site.py
 
 bench: setup ## each stage beside its limit
 	.venv/bin/python -m benchmarks
@@ -105,6 +108,9 @@ constraints: setup ## renew the pinned constraint files
 
 dist: setup ## wheels, source archives and SBOMs of both distributions in dist/, the same to the byte from the same commit
 	.venv/bin/python scripts/dist.py
+
+try-dist: dist ## the distributions in empty environments of Python 3.11, 3.12 and 3.13, and each extra by itself; PYTHONS="3.12" for some
+	.venv/bin/python scripts/try_dist.py $(PYTHONS)
 
 clean: ## remove both environments and all that the demo made
 	rm -rf .venv .venv-triton .scalr

@@ -2,12 +2,12 @@
 
 Usage: python -m benchmarks [point_in_time data_path scoring limits gpu generation translator run]
        python -m benchmarks [day daily growth scale catalogue workers lift set_aside default_weight default_run ease abxi soak privacy]
-       python -m benchmarks [worlds world_lifts loop selection scout cold_items]
+       python -m benchmarks [worlds world_lifts loop selection scout cold_items bridge spine shares]
 
-Those of the second and third line run only when they are named: ``growth`` takes a minute, ``selection`` ten, ``scale`` hours at its
-default size, ``lift`` and ``abxi`` up to an hour, ``worlds``, ``world_lifts``, ``set_aside`` and ``ease`` half an hour, ``catalogue``,
-``default_run`` and ``privacy`` a quarter, ``loop`` and ``cold_items`` twenty minutes, ``scout`` half an hour, ``soak``, ``day``, ``daily``
-and ``workers`` ten minutes.
+Those of the second and third line run only when they are named: ``growth`` takes a minute, ``shares`` and ``spine`` five, ``selection``
+ten, ``scale`` hours at its default size, ``lift`` and ``abxi`` up to an hour, ``worlds``, ``world_lifts``, ``set_aside`` and ``ease`` half
+an hour, ``catalogue``, ``default_run``, ``bridge`` and ``privacy`` a quarter, ``loop`` and ``cold_items`` twenty minutes, ``scout`` half
+an hour, ``soak``, ``day``, ``daily`` and ``workers`` ten minutes.
 
 Each is a module `bench_NAME` with a `main() -> dict`. Ratios come from one run on one machine, medians of several rounds.
 """
@@ -47,6 +47,9 @@ LONG = (
     "selection",
     "scout",
     "cold_items",
+    "bridge",
+    "spine",
+    "shares",
 )
 PARTS = (
     "torch",

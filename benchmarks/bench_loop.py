@@ -6,6 +6,8 @@ with probability `REACH`, by a choice among the 20 items that ALS shows to the u
 further down the list. The log that comes back trains the next round. Arms differ in the synthetic rows and in the guards; organic events
 and random numbers are the same in all arms.
 
+``SCALR_BENCH_ARMS=marked,capped`` runs these arms only, and keeps the results file's figures of the others.
+
 Figures of a round are expectations under the world's own probabilities, so that chance of single events is not in them:
 
 - ``tail_share`` of the round's events on items outside of the fifth of items that are organically most popular;
@@ -17,9 +19,12 @@ Figures of a round are expectations under the world's own probabilities, so that
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import sys
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +33,9 @@ import numpy as np
 from benchmarks.bench_worlds import SMALL
 from benchmarks.worlds import DAY_US, DAYS, START_US, Events, WorldLogs
 from scalr_prod.config import SegmentWeights
-from scalr_prod.config.sections import ComputeSettings, HistorySettings, TranslatorSettings
+from scalr_prod.config.sections import ComputeSettings, GenerationSettings, HistorySettings, TranslatorSettings
 from scalr_prod.generation import confidence_weight
+from scalr_prod.generation.popularity_matching import bucket_shares, keep_counts, popularity_buckets
 from scalr_prod.training_set.row_weights import confidence_multipliers
 from scalr_prod.translator.data.contexts import ALL_USERS, COLD_USERS, NO_ITEM
 from scalr_prod.translator.data.training_pairs import TrainingSlice, contexts_and_labels
@@ -53,6 +59,7 @@ BEFORE = 1 / 3
 #: Share of events that come from the list shown.
 REACH = 0.5
 HEAD = 0.2
+RESULT = Path(__file__).parent / "results" / "loop.json"
 TRANSLATOR: dict[str, Any] = {"dim": 16, "epochs": 1, "threads": 1, "folds": 2}
 
 
@@ -65,12 +72,18 @@ class Arm:
         draws: Most synthetic events for each user.
         ratio: ``[generation] max_synthetic_ratio``; 0: no limit.
         recommended_weight: Weight of an event from the list in the translator's training, 0 to 1.
+        exploration: Share of the draws that are by popularity to the power of a half, whatever the user's history.
+        is_aligned: ``[generation] align``: drop draws until their popularity is distributed as that of the real events.
+        discount: Weights of synthetic rows are divided by their item's popularity to the power of this.
     """
 
     share: float
     draws: int = DRAWS
     ratio: float = 10.0
     recommended_weight: float = 1.0
+    exploration: float = 0.0
+    is_aligned: bool = False
+    discount: float = 0.0
 
 
 ARMS = {
@@ -81,9 +94,12 @@ ARMS = {
     "down_weighted": Arm(0.1, recommended_weight=0.3),
     "marked": Arm(0.1, recommended_weight=0.0),
     "capped": Arm(0.1, ratio=0.25),
+    "marked_explored": Arm(0.1, recommended_weight=0.0, exploration=0.2),
+    "marked_aligned": Arm(0.1, recommended_weight=0.0, is_aligned=True),
+    "marked_discounted": Arm(0.1, recommended_weight=0.0, discount=0.5),
 }
 #: Arms that are run in a second world, too.
-REPEATED = ("no_synthetic", "no_synthetic_marked", "default", "marked")
+REPEATED = ("no_synthetic", "no_synthetic_marked", "default", "marked", "marked_aligned", "marked_discounted")
 
 
 class Loop:
@@ -146,6 +162,9 @@ class Loop:
         real = drawn != NO_ITEM
         if arm.share:
             confidence = np.where(real, confidence_weight(probability, prior), 0)
+            if arm.is_aligned:
+                confidence = np.where(_kept_by_alignment(drawn, seen.sum(0).astype(np.int64)), confidence, 0)
+            confidence *= np.maximum(prior, np.finfo(np.float32).tiny) ** -arm.discount
             ratio = seen.sum() / confidence.sum()
             weight = confidence * confidence_multipliers(SegmentWeights(*[arm.share] * 3), ratio).cold
             rows = seen.copy()
@@ -214,11 +233,30 @@ class Loop:
             fold=np.where(known, ALL_USERS, COLD_USERS).astype(np.int32),
         )
         limit = int(arm.ratio * before.sum() / len(users)) if arm.ratio else arm.draws
-        samples = module.sample(contexts, min(arm.draws, max(limit, 1)), temperature=0.5)
+        count = min(arm.draws, max(limit, 1))
+        explored = round(arm.exploration * count)
+        samples = module.sample(contexts, count - explored, temperature=0.5)
         ids = np.zeros(pairs.n_target, dtype=np.int64)
         ids[pairs.target_index[pairs.target_index >= 0]] = np.flatnonzero(pairs.target_index >= 0)
-        drawn = np.where(samples.items >= 0, ids[samples.items], NO_ITEM)
-        return drawn, samples.probabilities.astype(np.float64), samples.prior.astype(np.float64)
+        answers = [samples]
+        if explored:
+            answers.append(module.sample(contexts, explored, temperature=2.0, component="popularity"))
+        drawn, probability, prior = (
+            np.concatenate(columns, axis=1)
+            for columns in zip(*((one.items, one.probabilities, one.prior) for one in answers), strict=True)
+        )
+        return np.where(drawn >= 0, ids[drawn], NO_ITEM), probability.astype(np.float64), prior.astype(np.float64)
+
+
+def _kept_by_alignment(drawn: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which draws stay once their popularity is as that of real events: [users, draws]; ``counts`` are each item's real events."""
+    buckets = GenerationSettings().align_buckets
+    bucket = popularity_buckets(counts, buckets)
+    of_draw = bucket[np.where(drawn != NO_ITEM, drawn, 0)]
+    found = np.bincount(of_draw[drawn != NO_ITEM], minlength=buckets)
+    kept = keep_counts(found, bucket_shares(counts, bucket, buckets)) / np.maximum(found, 1)
+    is_kept: NDArray[np.bool_] = np.random.default_rng(0).random(drawn.shape) < kept[of_draw]
+    return is_kept
 
 
 def _als(weights: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -244,7 +282,12 @@ def main() -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
-    return {f"world {seed}": _measured(seed, names) for seed, names in enumerate((tuple(ARMS), REPEATED))}
+    named = set(filter(None, os.environ.get("SCALR_BENCH_ARMS", "").split(",")))
+    found: dict[str, Any] = json.loads(RESULT.read_text())["figures"] if named else {}
+    for seed, names in enumerate((tuple(ARMS), REPEATED)):
+        measured = _measured(seed, tuple(name for name in names if not named or name in named))
+        found[f"world {seed}"] = found.get(f"world {seed}", {}) | measured
+    return found
 
 
 def _measured(seed: int, names: tuple[str, ...]) -> dict[str, Any]:

@@ -143,6 +143,11 @@ class NoRegistry:
 
 
 def ours(folder: Path, name: str, spine: pa.Table) -> Any:
+    return lambda: job_of(folder, name, spine).to_arrow().num_rows
+
+
+def job_of(folder: Path, name: str, spine: Any) -> Any:
+    """Return the store's job for a spine, which is read now if it is a stream."""
     from feast import FileSource
     from feast.data_format import DeltaFormat
     from feast.repo_config import RepoConfig
@@ -160,11 +165,7 @@ def ours(folder: Path, name: str, spine: pa.Table) -> Any:
     options = DeltaOfflineStoreConfig(threads=1, memory_mb=1000, spill=str(folder / "spill"), knowledge_time="created")
     config = RepoConfig(project="p", provider="local", registry="none.db", offline_store=options, online_store=None)
 
-    def run() -> int:
-        job = DeltaOfflineStore.get_historical_features(config, [view], features, spine, NoRegistry, "p")
-        return job.to_arrow().num_rows
-
-    return run
+    return DeltaOfflineStore.get_historical_features(config, [view], features, spine, NoRegistry, "p")
 
 
 def feast_default(folder: Path, spine: pa.Table) -> int:

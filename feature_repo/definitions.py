@@ -7,11 +7,16 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import timedelta
 from pathlib import Path
 
 from feast import ConflictPolicy, Entity, FeatureService, FeatureView, Field, FileSource, LabelView, Project, ValueType
 from feast.data_format import DeltaFormat
+from feast.data_source import DataSource
+from feast.permissions.action import READ, AuthzedAction
+from feast.permissions.permission import Permission
+from feast.permissions.policy import RoleBasedPolicy
 from feast.types import Array, Float32, Int64, String, UnixTimestamp
 
 LAKE = json.loads((Path(__file__).parent / "lake.json").read_text(encoding="utf-8"))
@@ -188,3 +193,21 @@ downstream_training_v1 = FeatureService(
     owner=OWNER,
     tags=TAGS,
 )
+
+# Feast's servers grant what any permission grants, and refuse what no permission matches. Without any permission they grant everything.
+if LAKE["operator_roles"]:
+    operators = Permission(name="scalr_operators", policy=RoleBasedPolicy(LAKE["operator_roles"]), tags=TAGS)
+if LAKE["reader_roles"]:
+    readers = Permission(
+        name="scalr_readers",
+        types=[Project, Entity, DataSource, FeatureView, LabelView, FeatureService],
+        name_patterns=[
+            re.escape(LAKE["project"]),
+            "user|item",
+            "target_events|target_user_history|target_item_stats|synthetic_target_events|synthetic_target_labels",
+            "target_training_v1",
+        ],
+        actions=[AuthzedAction.DESCRIBE, *READ],
+        policy=RoleBasedPolicy(LAKE["reader_roles"]),
+        tags=TAGS,
+    )

@@ -6,6 +6,7 @@ Usage: python scripts/reference.py [--check]. With ``--check`` nothing is writte
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 import tomllib
@@ -50,6 +51,7 @@ is for some of them only, the table says so.
 
 An upper bound is the next release line after the tested one: what has not been tested is not accepted. `make newest` installs the newest
 releases without upper bounds and constraint files, and runs a short set of tests on them. `make constraints` renews the tested releases.
+`make try-dist` installs both distributions into empty environments of each Python and tries them, and each extra by itself.
 """
 #: Why a requirement is held, beyond the rule for upper bounds.
 REASONS = {
@@ -77,7 +79,8 @@ def compatibility() -> str:
     for group, lines in groups.items():
         for requirement in map(Requirement, lines):
             if requirement.specifier and requirement.name != store["name"]:
-                wanted.setdefault(requirement.name, (_range(requirement), []))[1].append(group)
+                accepted, needing = wanted.setdefault(requirement.name, (_range(requirement), []))
+                needing.append(group if accepted == _range(requirement) else f"{group} ({_range(requirement)})")
     serving = (ROOT / "constraints" / "serving.in").read_text(encoding="utf-8").splitlines()
     served = {one.name: (_range(one), ["serving"]) for one in map(Requirement, (x for x in serving if not x.startswith("#")))}
     reasons = [f"| {name} | {reason} |" for name, reason in REASONS.items()]
@@ -94,6 +97,10 @@ def compatibility() -> str:
             "",
             *_release_table(served, "serving"),
             "",
+            "## Releases of Feast",
+            "",
+            *_feast_table(),
+            "",
             "## Reasons",
             "",
             "| package | why it is held |",
@@ -102,6 +109,23 @@ def compatibility() -> str:
             "",
         ]
     )
+
+
+def _feast_table() -> list[str]:
+    """Return the counts of feast-delta's own tests on several releases of Feast."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "feast_matrix.json").read_text(encoding="utf-8"))
+    held = ", ".join(f"{name} {version}" for name, version in record["figures"]["with"].items())
+    return [
+        "`make feast-matrix` runs feast-delta's own tests, which need nothing of scalr-prod, on the newest release of Feast and the two",
+        f"before, each in a small environment of its own with {held} (Python {record['machine']['python']}):",
+        "",
+        "| Feast | passed | failed | skipped |",
+        "|---|---|---|---|",
+        *(
+            f"| {one['feast']} | {one['passed']} | {one['failed']} | {one['skipped']} |"
+            for one in record["figures"]["releases"]
+        ),
+    ]
 
 
 def _release_table(wanted: dict[str, tuple[str, list[str]]], file: str) -> list[str]:

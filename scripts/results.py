@@ -27,7 +27,9 @@ with its command, machine and date. `make bench` measures speed on your machine.
 #: Files that this page leaves out, and why.
 LEFT_OUT = {
     "abxi": "the evaluation protocol of another paper: [food and kitchen](../experiments/food-and-kitchen.md#the-protocol-of-abxi)",
+    "bridge": "an experiment with titles, which came to nothing that is built: [a bridge](../experiments/bridge.md)",
     "cold_items": "an experiment with titles, which came to nothing that is built: [cold items](../experiments/cold-items.md)",
+    "feast_matrix": "counts of tests: [compatibility](compatibility.md#releases-of-feast)",
     "lift": "an earlier evaluation with weaker baselines: [food and kitchen](../experiments/food-and-kitchen.md)",
     "lift_yelp_sasrec": "withdrawn: [lift](../experiments/lift.md#sasrec)",
     "loop": "a simulated loop: [the loop](../experiments/loop.md)",
@@ -41,9 +43,10 @@ LEFT_OUT = {
 #: The evaluations, by file.
 LIFTS = {
     "lift_yelp": "Yelp, other ← restaurants",
-    "lift_yelp_two_tower": "Yelp, other ← restaurants",
-    "lift_yelp_stacked_ranker": "Yelp, other ← restaurants",
-    "lift_yelp_feature_ranker": "Yelp, other ← restaurants",
+    "lift_yelp_half_hidden": "the same, half of the users hidden",
+    "lift_yelp_two_tower": "the same, half of the users hidden",
+    "lift_yelp_stacked_ranker": "the same, half of the users hidden",
+    "lift_yelp_feature_ranker": "the same, half of the users hidden",
     "lift_amazon": "Amazon",
 }
 #: The steps of `bench_growth`, with the larger and the smaller size.
@@ -109,7 +112,18 @@ class Measure(NamedTuple):
 
 def page() -> str:
     """Return the page's text."""
-    sections = [whole_run(), speed(), joins_and_memory(), stages(), growth(), workers(), reliability(), translator(), lift()]
+    sections = [
+        whole_run(),
+        speed(),
+        joins_and_memory(),
+        stages(),
+        growth(),
+        workers(),
+        shares(),
+        reliability(),
+        translator(),
+        lift(),
+    ]
     sections += [default_run(), set_aside(), default_weight(), ease(), sources()]
     return "\n".join([INTRODUCTION, *("\n".join(section) for section in sections)])
 
@@ -236,6 +250,7 @@ def joins_and_memory() -> list[str]:
         Measure("times as fast as Feast's default store", join[times], "", bounds[times], least=True),
         Measure(f"join, {size}: time", large["s"], " s"),
         Measure(f"join, {size}: memory", large["memory_gib"], " GiB", bounds["memory_gib"]),
+        *streamed_spines(),
         Measure("Polars' bare ASOF join of as many rows as the first", bare["polars_asof_s"], " s"),
         Measure(f"pyarrow writes {number(1_000_000)} rows of the feature view", bare["pyarrow_write_1000000_rows_s"], " s"),
         Measure("memory bandwidth", bare["memory_gb_per_s"], " GB/s"),
@@ -257,13 +272,32 @@ def joins_and_memory() -> list[str]:
             cells = [f"{target}, {text}", rate(one["contexts_per_s"]), f"{one['times_as_fast']:.1f}", f"{one['left_out']:.2f}"]
             shortlists.append([*cells, f"{one['left_out_by_most_probable']:.2f}", f"{one['left_out_by_most_popular']:.2f}"])
     return [
-        *heading("Joins, memory and shortlists", "point_in_time", "limits", "catalogue"),
+        *heading("Joins, memory and shortlists", "point_in_time", "spine", "limits", "catalogue"),
         *measured(measures),
         f"Shortlists of {count(MILLION)} items ([when to use them](../guides/capacity.md#large-catalogues)). Left out is a share of P:",
         "",
         *table(
             ["items on the list", "speed", "times as fast", "left out", "least possible", "left out by the most popular"],
             shortlists,
+        ),
+        *notes("point_in_time"),
+    ]
+
+
+def streamed_spines() -> list[Measure]:
+    """A spine that is a stream, in two sizes: its memory does not grow."""
+    found = figures("spine")
+    measures = []
+    for spine in found["spines"].values():
+        text = f"join, {number(found['events'])} events × a stream of {number(spine['spine_rows'])} rows"
+        measures += [
+            Measure(f"{text}: rows a second of processor time", spine["rows_per_s"]),
+            Measure(f"{text}: memory", spine["memory_gib"], " GiB", found["limits"]["memory_gib"]),
+        ]
+    return [
+        *measures,
+        Measure(
+            "memory of the larger stream over that of the smaller", found["memory_ratio"], "", found["limits"]["memory_ratio"]
         ),
     ]
 
@@ -354,6 +388,24 @@ def workers() -> list[str]:
     ]
     each = f"{number(found['contexts_a_worker'])} contexts a worker; a scorer that waits {found['seconds_a_context'] * 1000:g} ms for each"
     return [*heading("Many workers", "workers"), f"{each}. All workers share the machine's cores.", "", *table(header, rows)]
+
+
+def shares() -> list[str]:
+    """What the driver and its workers take in the stages that run in tasks."""
+    found = figures("shares")
+    alone, *counts = found["stages"]
+    rows = []
+    for stage, single in found["stages"][alone].items():
+        times = [found["stages"][count][stage] for count in counts]
+        cells = [f"{one['driver_s']:.1f} + {one['workers_s']:.1f} ({100 * one['driver_share']:.0f} %)" for one in times]
+        rows.append([stage.replace("_", " "), f"{single['driver_s']:.1f}", *cells])
+    header = ["processor seconds", "one process", *(f"driver + {count.replace('1 workers', '1 worker')}" for count in counts)]
+    return [
+        *heading("The driver and its workers", "shares"),
+        f"{number(found['source_events'])} source events. Tables are {'the same to the byte' if found['same'] else '**not the same**'}.",
+        "",
+        *table(header, rows),
+    ]
 
 
 def reliability() -> list[str]:

@@ -9,10 +9,11 @@ from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from scalr_prod.compute.cluster import Cluster, open_cluster, preload_workers, progress_channel, worker_folder
-    from scalr_prod.compute.executor import Executor, is_distributed, open_executor
+    from scalr_prod.compute.executor import Executor, InProcessExecutor, is_distributed, open_executor
     from scalr_prod.compute.file_parts import FilePart, create_file_part_view, open_file_part, plan_file_parts
     from scalr_prod.compute.shuffle import (
         Segment,
+        SharedFiles,
         ShuffleFolder,
         load_segments,
         read_segments,
@@ -26,7 +27,9 @@ __all__ = [
     "Cluster",
     "Executor",
     "FilePart",
+    "InProcessExecutor",
     "Segment",
+    "SharedFiles",
     "ShuffleFolder",
     "create_file_part_view",
     "is_distributed",
@@ -51,7 +54,9 @@ __getattr__ = lazy_exports(
         "Cluster": "cluster",
         "Executor": "executor",
         "FilePart": "file_parts",
+        "InProcessExecutor": "executor",
         "Segment": "shuffle",
+        "SharedFiles": "shuffle",
         "ShuffleFolder": "shuffle",
         "create_file_part_view": "file_parts",
         "is_distributed": "executor",

@@ -54,7 +54,7 @@ def open_executor(
         SchedulerUnreachable: No scheduler answers at the address, or it has no worker.
     """
     if not is_distributed(settings.compute, tasks=tasks, work_s=work_s):
-        yield _ThisProcess(connection)
+        yield InProcessExecutor(connection)
         return
     with open_cluster(settings, tasks=tasks, resume=f"run: scalr {stage} {run_id}".rstrip()) as cluster:
         yield _Workers(cluster, settings, {"stage": stage} | ({"run_id": run_id} if run_id else {}))
@@ -67,13 +67,20 @@ def is_distributed(compute: ComputeSettings, *, tasks: int, work_s: float) -> bo
     return min(tasks, compute.workers) > 1 and work_s >= LOCAL_WORKERS_MIN_WORK_S
 
 
-class _ThisProcess:
+class InProcessExecutor:
+    """Runs tasks in this process, in the order of their arguments.
+
+    Args:
+        connection: DuckDB connection of all tasks.
+    """
+
     is_local = True
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
     def map(self, task: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """See `Executor`."""
         return (task(self._connection, *each) for each in arguments)
 
 

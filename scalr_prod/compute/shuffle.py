@@ -13,6 +13,7 @@ import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from scalr_prod.core.file_systems import open_file_system
@@ -73,15 +74,41 @@ class ShuffleFolder:
         copy_files(str(path), copied, source_filesystem=LocalFileSystem(), destination_filesystem=self.open())
         return copied
 
-    def take(self, path: str, destination: Path) -> None:
-        """Move a file to a path on this machine."""
+    def take(self, path: str, destination: Path, *, keep: bool = False) -> None:
+        """Move a file to a path on this machine; with ``keep``, copy it."""
         destination.parent.mkdir(parents=True, exist_ok=True)
-        if "://" not in self.root:
+        if "://" not in self.root and not keep:
             shutil.move(Path(self.root, path), destination)
             return
         from pyarrow.fs import LocalFileSystem, copy_files
 
         copy_files(path, str(destination), source_filesystem=self.open(), destination_filesystem=LocalFileSystem())
+
+    @contextmanager
+    def open_local_files(self, paths: Sequence[str]) -> Iterator[list[Path]]:
+        """Yield where files are on this machine: in place, or copies of them, which are removed at the end. Their order stays."""
+        if "://" not in self.root:
+            yield [Path(self.root, path) for path in paths]
+            return
+        from scalr_prod.compute.cluster import worker_folder
+
+        with TemporaryDirectory(prefix="files-", dir=worker_folder()) as folder:
+            copies = [Path(folder, f"{number:05d}{Path(path).suffix}") for number, path in enumerate(paths)]
+            for path, copy in zip(paths, copies, strict=True):
+                self.take(path, copy)
+            yield copies
+
+
+class SharedFiles(NamedTuple):
+    """Files where tasks read them.
+
+    Attributes:
+        folder: Where they are.
+        paths: Their paths, relative to the folder.
+    """
+
+    folder: ShuffleFolder
+    paths: Sequence[str]
 
 
 @contextmanager

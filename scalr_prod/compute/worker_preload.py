@@ -21,6 +21,8 @@ _MODULES: Final = (
     "scalr_prod.features.store_snapshot",
     "scalr_prod.generation.task",
     "scalr_prod.histories.full_build",
+    "scalr_prod.ingest.append",
+    "scalr_prod.ingest.staging",
     "scalr_prod.lake",
     "scalr_prod.serving.client.factory",
     "scalr_prod.serving.client.triton",

@@ -48,7 +48,17 @@ def quantile_bounds(db: Any, relation: str, key: str, rows: int) -> list[Any]:
         return []
     percent = min(100 * partitions * _SAMPLED / rows, 100)
     keys = db.sql(f"SELECT {key} FROM {relation} USING SAMPLE {percent} PERCENT (bernoulli, 7)").to_arrow_table().column(0)
-    found = sorted((keys.cast(pa.int64()) if pa.types.is_timestamp(keys.type) else keys).to_pylist())
+    return sample_bounds((keys.cast(pa.int64()) if pa.types.is_timestamp(keys.type) else keys).to_pylist(), rows)
+
+
+def sample_stride() -> int:
+    """Return of how many rows one is in a sample for `sample_bounds`."""
+    return max(PARTITION_ROWS // _SAMPLED, 1)
+
+
+def sample_bounds(sample: Iterable[Any], rows: int) -> list[Any]:
+    """Return the same bounds, from the keys of an even sample of so many rows."""
+    found, partitions = sorted(sample), -(-rows // PARTITION_ROWS)
     return sorted({found[len(found) * number // partitions] for number in range(1, partitions)}) if found else []
 
 

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 
-def iter_batches(file: pq.ParquetFile, batch_size: int, *, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+def iter_batches(
+    file: pq.ParquetFile, batch_size: int, *, columns: Sequence[str] | None = None, groups: range | None = None
+) -> Iterator[pa.RecordBatch]:
     """Yield the rows in order, in batches of at most ``rows`` rows.
 
     pyarrow keeps all row groups of one request in memory until the last is read: for a long file, the whole file. So each request covers
@@ -22,12 +24,14 @@ def iter_batches(file: pq.ParquetFile, batch_size: int, *, columns: Sequence[str
         file: The open file.
         batch_size: Most rows per batch.
         columns: The columns to read; default: all.
+        groups: The row groups to read; default: all.
     """
-    groups: list[int] = []
+    some: list[int] = []
     pending = 0
-    for number in range(file.num_row_groups):
-        groups.append(number)
+    wanted = range(file.num_row_groups) if groups is None else groups
+    for number in wanted:
+        some.append(number)
         pending += file.metadata.row_group(number).num_rows
-        if pending >= batch_size or number == file.num_row_groups - 1:
-            yield from file.iter_batches(batch_size=batch_size, row_groups=groups, columns=columns)
-            groups, pending = [], 0
+        if pending >= batch_size or number == wanted[-1]:
+            yield from file.iter_batches(batch_size=batch_size, row_groups=some, columns=columns)
+            some, pending = [], 0

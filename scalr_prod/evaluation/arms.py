@@ -263,7 +263,8 @@ class ArmDataBuilder:
         """Multiply confidences by λ of the user's segment and the ratio of real to synthetic weight, as a training set does."""
         ratio = real_to_synthetic(float(self.split.real.weight.sum()), float(events.weight.sum()))
         multipliers = confidence_multipliers(SegmentWeights(*weights), ratio)
-        return events.weighted(np.asarray(multipliers, dtype=np.float32)[self._segments[events.user]])
+        weighted = events.weighted(np.asarray(multipliers, dtype=np.float32)[self._segments[events.user]])
+        return replace(weighted, weight=weighted.weight.clip(max=1))  # above 1 only with a popularity discount
 
     def _builder_without(self, source: str) -> ArmDataBuilder | None:
         """Return the builder of a translator trained without one source domain; None if the others have too little data."""

@@ -34,6 +34,7 @@ class Hyperparameter:
         default: What a run uses without an evaluation, or None if there is no such value.
         with_synthetic: First value for a model that trains on synthetic events, too, which a quick verdict uses; None: the first of
             ``values``.
+        multiplies_cost: Whether larger values make a fit several times as slow. It is searched once, after the settings that do not.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Hyperparameter:
     is_integer: bool = False
     default: float | None = None
     with_synthetic: float | None = None
+    multiplies_cost: bool = False
 
     def next_value(self, value: float, *, upwards: bool) -> float | None:
         """Return the next value outside the grid; None at a natural limit.

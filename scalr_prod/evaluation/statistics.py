@@ -129,7 +129,7 @@ class TwoWayClusters:
         """
         case_mask = np.ones(len(self._case_user), dtype=bool) if case_mask is None else case_mask
         cases_per_user = np.bincount(self._case_user, weights=case_mask, minlength=self._shape[0])
-        n_cases = max(cases_per_user.sum(), 1.0)
+        n_cases = max(float(cases_per_user.sum()), 1.0)
         arm_gains, baseline_gains = (self._gains(contributions.select_cases(case_mask)) for contributions in (arm, baseline))
         arm_sum, baseline_sum = float(arm_gains.sum()), float(baseline_gains.sum())
         difference = (arm_sum - baseline_sum) / n_cases

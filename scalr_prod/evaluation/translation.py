@@ -16,6 +16,7 @@ from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.evaluation.interactions import Interactions
 from scalr_prod.generation import confidence_weight
 from scalr_prod.schemas import USER_ID
+from scalr_prod.training_set import discount_popularity
 from scalr_prod.translator import NO_ITEM
 
 if TYPE_CHECKING:
@@ -126,12 +127,14 @@ class SplitTranslator:
         return replace(self, split=split, contexts=replace(self.contexts, exclude=exclude), base=self)
 
     def draw(self, options: DrawOptions) -> Interactions:
-        """Sample synthetic events weighted by confidence P / (P + prior), as a run does.
+        """Sample synthetic events weighted by confidence P / (P + prior), as a run does, and discounted as a training set does.
 
         Of each (user, item) the first one is kept; of each (user, item, time) the most probable one where a run may repeat a user's items.
         """
         sampled = self._sampled_events(options, as_run=True)
-        events = replace(sampled.events, weight=confidence_weight(sampled.probability, sampled.prior))
+        confidence = confidence_weight(sampled.probability, sampled.prior)
+        weight = discount_popularity(confidence, sampled.prior, self.split.settings.training_set.popularity_discount)
+        events = replace(sampled.events, weight=weight)
         return events.take(self._alignment_mask(events.item, options.seed)) if options.align else events
 
     def recommended_events(self, options: DrawOptions) -> Interactions:

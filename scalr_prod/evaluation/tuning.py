@@ -3,7 +3,8 @@
 
 Tuning covers the half-life of the popularity baseline, the model settings for real events only, the source weight of the joint baseline,
 and for every arm with synthetic events (real+scalr and controls alike) all model settings again, λ, temperature, volume and λ by segment.
-Hyperparameters are searched one after the other, and a grid whose best value is on its edge is extended. Values are chosen by NDCG at a
+Hyperparameters are searched one after the other, those that make a fit several times as slow last, and a grid whose best value is on its
+edge is extended. Values are chosen by NDCG at a
 depth of at least 100, which varies less between users than NDCG@20. λ, temperature, volume and filter follow the
 one-standard-error rule: among values within one standard error of the best score, the one nearest to the default is chosen.
 
@@ -291,13 +292,11 @@ class Tuner:
         if self._real_arm is None:
             downstream, generation = self.settings.downstream, self.settings.generation
             draw = DrawOptions(downstream.volumes[0], downstream.temperatures[0], generation.min_lift, generation.align)
-            hyperparameters = family_hyperparameters(self.family)
-            options = {one.name: _typed_value(one, one.values[0]) for one in hyperparameters}
+            options = {one.name: _typed_value(one, one.values[0]) for one in family_hyperparameters(self.family)}
             start = Arm(self.family, REAL_ONLY, options, draw, weights=(0.0, 0.0, 0.0), source_weight=1.0)
+            cheap, costly = self._model_hyperparameters
             # Twice, since the best model settings depend on each other. The joint baseline starts from this result.
-            self._real_arm = self._search_in_turn(
-                start, [*hyperparameters] if self.quick else [*hyperparameters, *hyperparameters]
-            )
+            self._real_arm = self._search_in_turn(start, [*cheap, *costly] if self.quick else [*cheap, *cheap, *costly])
         return self._real_arm
 
     def best_baselines(self) -> dict[str, str]:
@@ -322,13 +321,17 @@ class Tuner:
     def _tune_joint_baseline(self) -> Arm:
         """Tune the source weight, all model settings again (two domains may need others), and the source weight again."""
         start = replace(self.real_arm(), name=JOINT_BASELINE)
-        return self._search_in_turn(start, [SOURCE_WEIGHT, *family_hyperparameters(self.family), SOURCE_WEIGHT])
+        cheap, costly = self._model_hyperparameters
+        for one in costly:
+            start = _with_value(start, one, one.values[0])
+        return self._search_in_turn(start, [SOURCE_WEIGHT, *cheap, *costly, SOURCE_WEIGHT])
 
     def _tune_synthetic(self, name: str) -> Arm:
         """Tune an arm with synthetic events; λ is 0 if they do not help or their gain is not accepted."""
         real = self.real_arm()
         weight, *others = self._sampling_hyperparameters
-        hyperparameters = [*family_hyperparameters(self.family), weight, *others, weight]
+        cheap, costly = self._model_hyperparameters
+        hyperparameters = [*cheap, weight, *others, *costly, weight]
         start = replace(real, name=name, options=self._options_with_synthetic())
         for one in (weight, *others):
             start = _with_value(start, one, _nearest_value(one))
@@ -350,6 +353,15 @@ class Tuner:
             one.name: _typed_value(one, one.values[0] if one.with_synthetic is None else one.with_synthetic)
             for one in family_hyperparameters(self.family)
         }
+
+    @cached_property
+    def _model_hyperparameters(self) -> tuple[list[Hyperparameter], list[Hyperparameter]]:
+        """Settings of the model that do not multiply the cost of a fit, and those that do."""
+        cheap: list[Hyperparameter] = []
+        costly: list[Hyperparameter] = []
+        for one in family_hyperparameters(self.family):
+            (costly if one.multiplies_cost else cheap).append(one)
+        return cheap, costly
 
     @cached_property
     def _sampling_hyperparameters(self) -> tuple[Hyperparameter, ...]:

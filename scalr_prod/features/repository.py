@@ -27,6 +27,7 @@ from scalr_prod.features.tenancy import (
     previous_project_name,
     remove_from_registry,
     remove_label_views,
+    remove_permissions,
 )
 from scalr_prod.lake import open_project_lake
 from scalr_prod.schemas import ITEM_ID, RECOMMENDED_BY, USER_ID, Table, id_type_of
@@ -146,6 +147,8 @@ def _definition_facts(settings: Settings) -> dict[str, Any]:
         "owner": settings.feast.owner,
         "tags": dict(settings.feast.tags),
         "label_view": settings.feast.label_view,
+        "operator_roles": list(settings.feast.operator_roles),
+        "reader_roles": list(settings.feast.reader_roles),
     }
 
 
@@ -248,15 +251,16 @@ def _apply(settings: Settings, previous: str | None) -> tuple[list[str], list[st
     """Apply the definitions; leave other registry objects alone, except ours under a previous name."""
     store = open_feature_store(settings)
     from feast import Entity, FeatureService, FeatureView, FileSource, LabelView, Project
+    from feast.permissions.permission import Permission
 
     found = vars(_load_definitions(settings.feast_repo / "definitions.py"))
-    objects = [
-        value for value in found.values() if isinstance(value, Project | Entity | FeatureView | LabelView | FeatureService)
-    ]
+    kinds = Project | Entity | FeatureView | LabelView | FeatureService | Permission
+    objects = [value for value in found.values() if isinstance(value, kinds)]
     sources = [
         view.batch_source for view in objects if isinstance(view, FeatureView) and isinstance(view.batch_source, FileSource)
     ]
     label_views = {value.name for value in objects if isinstance(value, LabelView)}
+    permissions = {value.name for value in objects if isinstance(value, Permission)}
     project, file = ProjectIdentity.from_settings(settings), _registry_file(settings.feast_registry_url)
     shared = file is None or not file.resolve().is_relative_to(settings.home)
     try:
@@ -264,6 +268,7 @@ def _apply(settings: Settings, previous: str | None) -> tuple[list[str], list[st
         with _read_once(store.registry):
             store.apply([*sources, *objects])
             remove_label_views(store.registry, store.project, {source.path for source in sources}, keep=label_views)
+            remove_permissions(store.registry, store.project, keep=permissions)
         if previous is not None:
             remove_from_registry(store, previous, lake=project.lake, home=settings.home, shared=shared)
     except ScalrError:

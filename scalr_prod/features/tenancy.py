@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 APPLIED_FILE: Final = ".applied.json"
 #: Label views that definitions.py may define.
 LABEL_VIEWS: Final = ("synthetic_target_labels",)
+#: Permissions that definitions.py may define.
+PERMISSIONS: Final = ("scalr_operators", "scalr_readers")
 _REDIS_KEY: Final = "scalr:project:{}"
 
 
@@ -105,6 +107,7 @@ def remove_from_registry(store: FeatureStore, previous_name: str, *, lake: str, 
     if store.config.online_store.type == "redis":
         _release_redis(previous_store, lake)
     if not _has_objects(registry, previous_name):
+        remove_permissions(registry, previous_name)
         registry.delete_project(previous_name)
     logger.info("%d feature views moved from project '%s' to '%s' in the registry", len(views), previous_name, store.project)
 
@@ -121,6 +124,19 @@ def remove_label_views(registry: Any, project: str, paths: Collection[str], *, k
     for view in registry.list_label_views(project):
         if view.name in LABEL_VIEWS and view.name not in keep and getattr(view.batch_source, "path", None) in paths:
             registry.delete_label_view(view.name, project)
+
+
+def remove_permissions(registry: Any, project: str, *, keep: Collection[str] = ()) -> None:
+    """Remove this package's permissions from a Feast project.
+
+    Args:
+        registry: Feast's registry.
+        project: The Feast project.
+        keep: Names of permissions that stay.
+    """
+    for permission in registry.list_permissions(project):
+        if permission.name in PERMISSIONS and permission.name not in keep:
+            registry.delete_permission(permission.name, project)
 
 
 def claim_redis(project: ProjectIdentity, store: FeatureStore) -> None:
@@ -181,13 +197,13 @@ def _lake_of(source: Any) -> str | None:
 
 
 def _has_objects(registry: Any, project: str) -> bool:
-    """Whether a project still has objects, except entities, which belong to views."""
+    """Whether a project still has objects, except entities, which belong to views, and this package's permissions."""
     kinds: Iterable[Any] = (
         registry.list_all_feature_views,
         registry.list_feature_services,
         registry.list_data_sources,
         registry.list_saved_datasets,
         registry.list_validation_references,
-        registry.list_permissions,
     )
-    return any(list_them(project) for list_them in kinds)
+    others = [permission for permission in registry.list_permissions(project) if permission.name not in PERMISSIONS]
+    return bool(others) or any(list_them(project) for list_them in kinds)

@@ -116,7 +116,7 @@ def count_users_without_consent(settings: Settings, spec: RunSpec) -> int | None
     with staging_folder(settings, "consent") as folder, open_duckdb(settings, folder) as connection:
         _open_events(connection, Lake.open(settings), spec)
         query = f"""SELECT count(DISTINCT {USER_ID}) FROM {Table.SOURCE_EVENTS} WHERE {_IN_WINDOW_SQL}
-            AND {not_held_out_sql(spec.settings, USER_ID)} AND {USER_ID} IN ({state.without_consent_sql(settings.home)})"""
+            AND {not_held_out_sql(spec.settings, USER_ID)} AND NOT ({has_consent_sql(settings.home, spec.settings, USER_ID)})"""
         ((users,),) = connection.execute(query, _query_parameters(spec, query)).fetchall()
     return int(users)
 

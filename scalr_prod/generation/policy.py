@@ -231,6 +231,8 @@ def settings_digest(settings: Settings) -> str:
         settings.translator.recipe(),
         settings.generation.model_dump(mode="json", include={"contexts", "exclude_consumed", "shortlist"}, exclude_none=True),
     ]
+    if settings.training_set.popularity_discount:
+        parts.append({"popularity_discount": settings.training_set.popularity_discount})
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -155,12 +155,12 @@ def _partition_bounds(connection: Any, table: Table, events: DeltaTable) -> list
 
 
 def _regroup(executor: Executor, job: _Job, inputs: list[FilePart]) -> tuple[npt.NDArray[np.int64], dict[int, list[Segment]]]:
-    """Write events by partition; return the latest created time of each file, ascending, and the segments of each partition."""
+    """Write events by partition; return the latest created time of each commit, ascending, and the segments of each partition."""
     latest: dict[str, int] = {}
     segments = defaultdict(list)
     for regrouped in executor.map(_write_events, ((job, each) for each in inputs)):
-        for name, time in regrouped.latest_created.items():
-            latest[name] = max(time, latest.get(name, time))
+        for commit, time in regrouped.latest_created.items():
+            latest[commit] = max(time, latest.get(commit, time))
         for number, segment in regrouped.segments.items():
             segments[number].append(segment)
     return np.unique(np.array([*latest.values()], np.int64)), segments

@@ -19,7 +19,7 @@ from scalr_prod.core.delta_log import diff_files, duckdb_readable_files, files_d
 from scalr_prod.core.hashing import stable_hash_sql
 from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.errors import LakeError
-from scalr_prod.lake import corrections_since
+from scalr_prod.lake import commit_id_of, corrections_since
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.workspace import read_parquet_sql
 
@@ -101,7 +101,7 @@ class NewEvents:
         old: The events that it was built from.
         new: The events that were added.
         known_until: Time by which all old events were known, and no new one, µs.
-        deadlines: int64 [M]. ``known_until``, then the latest created time of each new file, ascending.
+        deadlines: int64 [M]. ``known_until``, then the latest created time of each new commit, ascending.
     """
 
     old: DeltaTable
@@ -167,9 +167,16 @@ def _addition(events: EventsTable, built: BuildRecord | None, shape: str) -> New
 
 
 def latest_created(events: ds.Dataset) -> dict[str, int]:
-    """Return the latest created time of each file with events, µs. Delta's own statistics have only milliseconds."""
-    latest = {fragment.path: _extreme(fragment, events.schema, "max") for fragment in events.get_fragments()}
-    return {path: time for path, time in latest.items() if time is not None}
+    """Return the latest created time of the events of each commit, µs, by what its files have in common in their names.
+
+    Delta's own statistics have only milliseconds.
+    """
+    latest: dict[str, int] = {}
+    for fragment in events.get_fragments():
+        time, commit = _extreme(fragment, events.schema, "max"), commit_id_of(fragment.path)
+        if time is not None:
+            latest[commit] = max(time, latest.get(commit, time))
+    return latest
 
 
 def _first_known(events: ds.Dataset) -> int | None:

@@ -7,12 +7,13 @@ import uuid
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from scalr_prod.core.delta_log import arrow_schema
 from scalr_prod.core.partitioned import rebatch
 from scalr_prod.core.timestamps import micros_to_datetime
-from scalr_prod.errors import BadValue
+from scalr_prod.errors import BadValue, CommitFailed
 from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, combine_filters, create_temp_table, scan_table
 from scalr_prod.ingest.sort_by_time import SORT_COLUMNS, iter_sorted_batches, write_sorted_file
 from scalr_prod.lake import retry_on_new_version
@@ -22,13 +23,15 @@ from scalr_prod.workspace import parquet_sql
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
-    from pathlib import Path
 
     import pyarrow as pa
     from deltalake import DeltaTable
+    from duckdb import DuckDBPyConnection
 
+    from scalr_prod.compute import ShuffleFolder
+    from scalr_prod.ingest.log_tasks import LogTasks
     from scalr_prod.ingest.sort_by_time import SortedFile
-    from scalr_prod.lake import Correction, Lake
+    from scalr_prod.lake import Correction, Lake, TableFile
     from scalr_prod.schemas import Domain, IdType
 
 
@@ -50,7 +53,7 @@ class StagedLog:
         item_type: Type of its item ids.
         item_prefix: Prefix of its item ids in the lake if there are several source domains; else empty.
         origin: Where it came from, for errors.
-        view: Name of the DuckDB view of its rows.
+        view: Name of the DuckDB view of its rows, where this process sorted them; also the beginning of the names of tables.
         rows: Number of its rows.
         files: Its rows, in files sorted by time.
     """
@@ -73,6 +76,16 @@ class StagedLog:
     def last_event(self) -> datetime:
         """Time of the latest event (UTC)."""
         return self.files[-1].last
+
+    @property
+    def users_table(self) -> str:
+        """Name of the DuckDB table of its users."""
+        return f"{self.view}_users"
+
+    @property
+    def items_table(self) -> str:
+        """Name of the DuckDB table of its items."""
+        return f"{self.view}_items"
 
     def lake_filter(self) -> Any:
         """Return the pyarrow filter of this domain's rows in the lake's tables; None: all rows."""
@@ -100,24 +113,27 @@ class CommitSummary(NamedTuple):
 
 
 class AppendMissing:
-    """Append the rows of a log that its events table lacks. The two are compared by time range.
+    """Append the rows of a log that its events table lacks. The two are compared by time range, in tasks.
 
     Args:
-        db: DuckDB connection that holds the log's view.
+        tasks: Runs the tasks.
         lake: The lake.
         log: The staged log.
-        folder: Folder of the files of missing rows.
     """
 
-    def __init__(self, db: Any, lake: Lake, log: StagedLog, folder: Path) -> None:
-        self.db, self.lake, self.log, self._folder = db, lake, log, folder
+    def __init__(self, tasks: LogTasks, lake: Lake, log: StagedLog) -> None:
+        self.tasks, self.db, self.lake, self.log = tasks, tasks.connection, lake, log
         self.table = Table.events(log.domain)
         #: Surplus copies in the log of rows that the table holds, and the table's rows in the log's time window.
         self.extra_copies, self.rows_in_window = 0, 0
-        #: Files of the rows that the table lacks, and their number.
+        #: Files of the rows that the table lacks.
         self._pieces: Sequence[SortedFile] = ()
-        self._rows = 0
         self._compared = -1
+
+    @property
+    def _rows(self) -> int:
+        """Number of the rows that the table lacks."""
+        return sum(piece.rows for piece in self._pieces)
 
     def compare(self) -> None:
         """Find the rows that the table lacks.
@@ -128,31 +144,23 @@ class AppendMissing:
                 in the table alone. Ingesting it would double-count.
         """
         if not self.lake.exists(self.table):
-            self._pieces, self._rows, self._compared = self.log.files, self.log.rows, 0
+            self._pieces, self._compared = self.log.files, 0
             return
         opened = self.lake.open_table(self.table)
         names = arrow_schema(opened).names
-        self.extra_copies = self.rows_in_window = self._rows = changed = 0
-        lacking: list[SortedFile] = []
-        for file, until in self._time_ranges():
-            rows = scan_table(
-                opened,
-                where=self.log.lake_filter(),
-                since=file.first,
-                until=until,
-            )
-            create_temp_table(
-                self.db, "counted", rows, f"SELECT {', '.join(names)}, count(*) AS times FROM loaded GROUP BY ALL"
-            )
-            changed += self._compare(file, names)
-            self._refuse_marks(names)
-            missing = self._missing_of(names)
-            path = self._folder / f"{self.log.view}-lacking-{len(lacking)}.parquet"
-            if (lacking_file := write_sorted_file(path, missing)) is not None:
-                lacking.append(lacking_file)
+        job = _CompareJob(self.lake, self.table, opened.version(), names, self.log.item_prefix, self.tasks.folder)
+        calls = ((job, number, *each) for number, each in enumerate(self._time_ranges()))
+        ranges = sorted(self.tasks.executor.map(_compare_range, calls), key=attrgetter("number"))
+        self._refuse_marks([marked for found in ranges if (marked := found.marked) is not None])
+        self._pieces = [found.lacking for found in ranges if found.lacking is not None]
+        self.extra_copies, self.rows_in_window = (
+            sum(found.extra_copies for found in ranges),
+            sum(found.rows_in_window for found in ranges),
+        )
+        changed = sum(found.changed for found in ranges)
         self.ensure_not_double_counted(changed - self.extra_copies, f"with another {CREATED_TIMESTAMP}, weight, type or value")
-        self._refuse_moved(lacking, opened)
-        self._pieces, self._compared = lacking, opened.version()
+        self._refuse_moved(opened)
+        self._compared = opened.version()
 
     def _time_ranges(self) -> Iterator[tuple[SortedFile, datetime]]:
         """Yield the log's files, each with the last instant before the next one."""
@@ -161,55 +169,23 @@ class AppendMissing:
             yield file, after.first - timedelta(microseconds=1)
         yield files[-1], files[-1].last
 
-    def _compare(self, file: SortedFile, names: Sequence[str]) -> int:
-        """Create ``lacking``, the rows of a file that ``counted`` lacks; return how many of them it holds with other values."""
-        columns = ", ".join(names)
-        # Subtracting grouped counts keeps genuine duplicates of the log and adds no row that the table already holds.
-        self.db.execute(
-            f"CREATE OR REPLACE TEMP TABLE lacking AS SELECT new.*, new.times - coalesce(counted.times, 0) AS lacking "
-            f"FROM (SELECT {columns}, count(*) AS times FROM {parquet_sql(file.path)} GROUP BY ALL) AS new "
-            f"LEFT JOIN counted ON {_same(names)} WHERE lacking > 0"
-        )
-        rows, again, rows_in_window, changed = self.db.sql(
-            f"SELECT (SELECT coalesce(sum(lacking), 0) FROM lacking), "
-            f"(SELECT coalesce(sum(lacking), 0) FROM lacking AS new SEMI JOIN counted ON {_same(names)}), "
-            f"(SELECT coalesce(sum(times), 0) FROM counted), "
-            f"(SELECT coalesce(sum(lacking), 0) FROM lacking SEMI JOIN counted USING ({USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}))"
-        ).fetchall()[0]
-        self._rows, self.extra_copies, self.rows_in_window = (
-            self._rows + int(rows),
-            self.extra_copies + int(again),
-            self.rows_in_window + int(rows_in_window),
-        )
-        return int(changed)
+    def _refuse_marks(self, marked: Sequence[tuple[int, int]]) -> None:
+        """Reject a log that marks events of the table in another way (``recommended_by``).
 
-    def _refuse_marks(self, names: Sequence[str]) -> None:
-        """Reject a log that marks events of ``counted`` in another way (``recommended_by``).
+        Args:
+            marked: Time of the first of such events (µs), and their number, by range.
 
         Raises:
             BadValue: It does.
         """
-        if RECOMMENDED_BY not in names:
-            return
-        others = [name for name in names if name != RECOMMENDED_BY]
-        differs = f"new.{RECOMMENDED_BY} IS DISTINCT FROM counted.{RECOMMENDED_BY}"
-        first, events = self.db.sql(
-            f"SELECT epoch_us(min(new.{EVENT_TIMESTAMP})), count(*) FROM lacking AS new SEMI JOIN counted ON {_same(others)} AND {differs}"
-        ).fetchall()[0]
-        if events:
+        if marked:
             raise BadValue(
-                f"{events} events are in the lake already with another {RECOMMENDED_BY}; ingesting again would double-count",
+                f"{sum(events for _, events in marked)} events are in the lake already with another {RECOMMENDED_BY}; ingesting again "
+                "would double-count",
                 where=self.log.origin,
-                next_step=f"replace them: scalr ingest --replace {micros_to_datetime(first).date().isoformat()}; or map event_id, so that "
-                "events can change",
+                next_step=f"replace them: scalr ingest --replace {micros_to_datetime(marked[0][0]).date().isoformat()}; or map event_id, "
+                "so that events can change",
             )
-
-    def _missing_of(self, names: Sequence[str]) -> pa.RecordBatchReader:
-        columns, order = ", ".join(names), ", ".join((*SORT_COLUMNS, *(name for name in names if name not in SORT_COLUMNS)))
-        reader: pa.RecordBatchReader = self.db.sql(
-            f"SELECT {columns} FROM (SELECT {columns}, unnest(range(lacking)) FROM lacking) ORDER BY {order}"
-        ).to_arrow_reader(BATCH_ROWS)
-        return reader
 
     def _in_window(self, version: int, *, columns: Sequence[str] | None = None, where: Any = None) -> pa.RecordBatchReader:
         """Scan the table's rows of the log's domain between the log's first and last event."""
@@ -231,7 +207,7 @@ class AppendMissing:
                 "project home",
             )
 
-    def _refuse_moved(self, lacking: Sequence[SortedFile], opened: DeltaTable) -> None:
+    def _refuse_moved(self, opened: DeltaTable) -> None:
         """Reject a log most of whose events are in the table shifted by quarter hours, as from another time zone.
 
         Raises:
@@ -239,11 +215,13 @@ class AppendMissing:
         """
         if 2 * self._rows <= self.log.rows:
             return
-        middle = lacking[len(lacking) // 2]
+        middle = self._pieces[len(self._pieces) // 2]
+        first_rows = next(iter_sorted_batches(middle, self.tasks.folder)).slice(0, _SAMPLE_ROWS)
+        self.db.register("first_rows", first_rows)
         self.db.execute(
-            f"CREATE OR REPLACE TEMP TABLE sample AS SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM (SELECT * FROM "
-            f"{parquet_sql(middle.path)} LIMIT {_SAMPLE_ROWS})"
+            f"CREATE OR REPLACE TEMP TABLE sample AS SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM first_rows"
         )
+        self.db.unregister("first_rows")
         first, last, rows = self.db.sql(
             f"SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})), count(*) FROM sample"
         ).fetchall()[0]
@@ -279,13 +257,13 @@ class AppendMissing:
         """Append the missing rows; concurrent ingests add each row once.
 
         Args:
-            count: Called with the number of rows of each batch written.
+            count: Called with the number of rows of each file written.
 
         Raises:
             CommitFailed: Nothing was added.
             BadValue: As for `compare`, if the table has changed since.
+            ComputeError: A task failed; nothing was added.
         """
-        schema = self.lake.schema(self.table)
 
         def add(version: int) -> CommitSummary:
             # A table created after a comparison without one is empty at version 0: all of the log is missing from it.
@@ -294,10 +272,140 @@ class AppendMissing:
             if not self._rows:
                 # The table may have changed after `version` was read: the compared version is known to hold the whole log.
                 return CommitSummary(0, 0, self._compared)
-            rows, batches = self._rows, cast_to_schema(rebatch(iter_sorted_batches(self._pieces), BATCH_ROWS), schema, count)
-            return CommitSummary(rows, 0, write_events(self.lake, self.table, batches, version))
+            files = self._write_files(count)
+            try:
+                committed = self.lake.append_files(self.table, files, key=commit_key(), expected_version=version)
+            except CommitFailed:
+                self.lake.remove_files(self.table, files)
+                raise
+            return CommitSummary(self._rows, 0, committed.version)
 
         return retry_on_new_version(self.lake, self.table, add)
+
+    def _write_files(self, count: Callable[[int], None]) -> list[TableFile]:
+        """Write the missing rows to the table's folder, in tasks."""
+        written: dict[int, TableFile] = {}
+        job = _WriteJob(self.lake, self.table, self.lake.schema(self.table), str(uuid.uuid4()), self.tasks.folder)
+        calls = ((job, number, piece) for number, piece in enumerate(self._pieces))
+        try:
+            for number, file in self.tasks.executor.map(_write_table_file, calls):
+                written[number] = file
+                count(file.rows)
+        except BaseException:
+            self.lake.remove_files(self.table, written.values())
+            raise
+        return [written[number] for number in sorted(written)]
+
+
+@dataclass(frozen=True)
+class _CompareJob:
+    """What every task that compares a range needs to know.
+
+    Attributes:
+        lake: The lake.
+        table: The events table.
+        version: Its version.
+        names: Its columns.
+        item_prefix: See `StagedLog`.
+        folder: Where the log's files are, and where tasks write.
+    """
+
+    lake: Lake
+    table: Table
+    version: int
+    names: Sequence[str]
+    item_prefix: str
+    folder: ShuffleFolder
+
+
+class _ComparedRange(NamedTuple):
+    """A comparison of a log with its table, in a range of time.
+
+    Attributes:
+        number: Number of the range.
+        lacking: The rows that the table lacks; None: none.
+        extra_copies: How many of them the table holds in fewer copies.
+        rows_in_window: The table's rows.
+        changed: How many of the lacking rows it holds with other values.
+        marked: Time of the first event that is marked in another way (µs), and number of such events; None: there is none.
+    """
+
+    number: int
+    lacking: SortedFile | None
+    extra_copies: int
+    rows_in_window: int
+    changed: int
+    marked: tuple[int, int] | None
+
+
+def _compare_range(
+    connection: DuckDBPyConnection, job: _CompareJob, number: int, file: SortedFile, until: datetime
+) -> _ComparedRange:
+    """Task: compare a file of a log with the rows of its table from the same range of time."""
+    names, columns = job.names, ", ".join(job.names)
+    opened = job.lake.open_log(job.table, version=job.version)
+    rows = scan_table(opened, where=item_prefix_filter(job.item_prefix), since=file.first, until=until)
+    create_temp_table(connection, "counted", rows, f"SELECT {columns}, count(*) AS times FROM loaded GROUP BY ALL")
+    with job.folder.open_local_files([file.path]) as paths:
+        # Subtracting grouped counts keeps genuine duplicates of the log and adds no row that the table already holds.
+        connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE lacking AS SELECT new.*, new.times - coalesce(counted.times, 0) AS lacking "
+            f"FROM (SELECT {columns}, count(*) AS times FROM {parquet_sql(*paths)} GROUP BY ALL) AS new "
+            f"LEFT JOIN counted ON {_same(names)} WHERE lacking > 0"
+        )
+    again, in_window, changed = connection.sql(
+        f"SELECT (SELECT coalesce(sum(lacking), 0) FROM lacking AS new SEMI JOIN counted ON {_same(names)}), "
+        f"(SELECT coalesce(sum(times), 0) FROM counted), "
+        f"(SELECT coalesce(sum(lacking), 0) FROM lacking SEMI JOIN counted USING ({USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}))"
+    ).fetchall()[0]
+    marked = _marked_otherwise(connection, names)
+    order = ", ".join((*SORT_COLUMNS, *(name for name in names if name not in SORT_COLUMNS)))
+    missing = connection.sql(
+        f"SELECT {columns} FROM (SELECT {columns}, unnest(range(lacking)) FROM lacking) ORDER BY {order}"
+    ).to_arrow_reader(BATCH_ROWS)
+    lacking = write_sorted_file(missing, job.folder)
+    connection.execute("DROP TABLE counted; DROP TABLE lacking")
+    return _ComparedRange(number, lacking, int(again), int(in_window), int(changed), marked)
+
+
+def _marked_otherwise(connection: DuckDBPyConnection, names: Sequence[str]) -> tuple[int, int] | None:
+    """Return the time of the first event of ``lacking`` (µs) that ``counted`` marks in another way, and the number of such events."""
+    if RECOMMENDED_BY not in names:
+        return None
+    others = [name for name in names if name != RECOMMENDED_BY]
+    differs = f"new.{RECOMMENDED_BY} IS DISTINCT FROM counted.{RECOMMENDED_BY}"
+    first, events = connection.sql(
+        f"SELECT epoch_us(min(new.{EVENT_TIMESTAMP})), count(*) FROM lacking AS new SEMI JOIN counted ON {_same(others)} AND {differs}"
+    ).fetchall()[0]
+    return (int(first), int(events)) if events else None
+
+
+@dataclass(frozen=True)
+class _WriteJob:
+    """What every task that writes a file of the table needs to know.
+
+    Attributes:
+        lake: The lake.
+        table: The events table.
+        schema: Its columns.
+        commit_id: What the files of the commit have in common.
+        folder: Where the rows are.
+    """
+
+    lake: Lake
+    table: Table
+    schema: pa.Schema
+    commit_id: str
+    folder: ShuffleFolder
+
+
+def _write_table_file(_: DuckDBPyConnection, job: _WriteJob, number: int, file: SortedFile) -> tuple[int, TableFile]:
+    """Task: write the rows of a file to the folder of a table; return its number and the table's file."""
+    rows = cast_to_schema(rebatch(iter_sorted_batches(file, job.folder), BATCH_ROWS), job.schema, lambda _rows: None)
+    written = job.lake.write_file(job.table, rows, job.schema, number=number, commit_id=job.commit_id)
+    if written is None:
+        raise AssertionError("a sorted file has rows")
+    return number, written
 
 
 def item_prefix_filter(prefix: str) -> Any:

@@ -35,7 +35,7 @@ def update_catalogue(db: Any, lake: Lake, log: StagedLog, staged: StagedItems | 
     both domains.
 
     Args:
-        db: DuckDB connection that holds the log's view.
+        db: DuckDB connection that holds the tables of the log's ids.
         lake: The lake; the catalogue's table exists.
         log: The staged log.
         staged: The staged item file, if there is one.
@@ -58,7 +58,7 @@ def update_catalogue(db: Any, lake: Lake, log: StagedLog, staged: StagedItems | 
         create_temp_table(db, "former", scan_table(lake.open_table(table, version=version)))
         db.execute(
             f"CREATE OR REPLACE TEMP TABLE latest AS SELECT {ITEM_ID}, {described} "
-            f"FROM (SELECT {ITEM_ID} FROM {log.view} UNION SELECT {ITEM_ID} FROM former) AS ids "
+            f"FROM (SELECT {ITEM_ID} FROM {log.items_table} UNION SELECT {ITEM_ID} FROM former) AS ids "
             f"LEFT JOIN former USING ({ITEM_ID}) LEFT JOIN file USING ({ITEM_ID})"
         )
         size = count_rows(db, f"FROM latest WHERE {log.lake_filter_sql()}")

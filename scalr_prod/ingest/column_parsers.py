@@ -220,6 +220,23 @@ class IdParser:
                 self.first_null = CellOrigin(origin.file, origin.column, origin.row + at)
             self.null_count += ids.null_count
 
+    def add(self, later: IdParser) -> None:
+        """Add what another parser found in the rows that follow.
+
+        Raises:
+            BadValue: The column's type changes between files.
+        """
+        if later.declared_type is not None and later.declared_at is not None:
+            self._keep_type(later.declared_type, later.declared_at)
+        self.text_origin = self.text_origin or later.text_origin
+        self.first_non_integer = self.first_non_integer or later.first_non_integer
+        self.all_integral_floats = self.all_integral_floats and later.all_integral_floats
+        self.first_null = self.first_null or later.first_null
+        self.null_count += later.null_count
+        self.first_null_word = self.first_null_word or later.first_null_word
+        self.null_word_count += later.null_word_count
+        self.others_are_integers = self.others_are_integers and later.others_are_integers
+
     def ensure_no_nulls(self) -> None:
         """Raise if there were missing ids; call after the last batch.
 

@@ -12,8 +12,8 @@ from scalr_prod.errors import BadValue
 from scalr_prod.ingest.column_parsers import common_id_type
 from scalr_prod.ingest.id_mapping import MAPPING_TABLE, UNMAPPED_PREFIX
 from scalr_prod.ingest.rows import create_temp_table, scan_table, staged_rows_sql
+from scalr_prod.ingest.suppression import exclude_suppressed
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Domain, Table
-from scalr_prod.workspace import quote_literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.staging import StagedEvents
     from scalr_prod.lake import Lake
     from scalr_prod.schemas import IdType
-    from scalr_prod.workspace import SuppressedKind, SuppressionList
+    from scalr_prod.workspace import SuppressionList
 
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class UserIdResolver:
 
     Attributes:
         id_type: Type of the ids in the lake.
+        has_mapping: Whether source users are mapped to target users.
         mapping_counts: Counts of the source logs' mapped users; None without a mapping or a source log.
 
     Raises:
@@ -70,6 +71,7 @@ class UserIdResolver:
         self, events: Mapping[Domain, Sequence[StagedEvents]], lake_type: tuple[IdType, str] | None, user_map: IdMapping | None
     ) -> None:
         self._events, self._map = events, user_map
+        self.has_mapping = user_map is not None
         self.mapping_counts: IdMappingCounts | None = None
         if user_map is None:
             self.id_type = common_id_type(
@@ -113,17 +115,17 @@ class UserIdResolver:
             domain: The log's side.
         """
         if self._map is None:
-            return _exclude_suppressed(db, suppressed, query, domain)
+            return exclude_suppressed(db, suppressed, query, domain)
         if domain == "source":
             # Suppress users who were erased under their unmapped id, before the pair was known.
-            query = _exclude_suppressed(db, suppressed, query, domain, user_sql=_unmapped_id_sql())
+            query = exclude_suppressed(db, suppressed, query, domain, user_sql=_unmapped_id_sql())
             query = (
                 f"SELECT log.* REPLACE (coalesce({MAPPING_TABLE}.target, {_unmapped_id_sql('log.')}) AS {USER_ID}) FROM ({query}) AS log "
                 f"LEFT JOIN {MAPPING_TABLE} ON {MAPPING_TABLE}.source = CAST(log.{USER_ID} AS VARCHAR)"
             )
         else:
             query = f"SELECT * REPLACE (CAST({USER_ID} AS VARCHAR) AS {USER_ID}) FROM ({query})"
-        return _exclude_suppressed(db, suppressed, query, domain)
+        return exclude_suppressed(db, suppressed, query, domain)
 
     def ensure_consistent(self, db: Any, lake: Lake, log: StagedLog, *, appends: bool) -> None:
         """Ensure that a log is consistent with the mapping.
@@ -151,26 +153,6 @@ class UserIdResolver:
                 where=log.origin,
                 next_step="give the target's users other ids",
             )
-
-
-def _exclude_suppressed(db: Any, suppressed: SuppressionList, query: str, domain: Domain, *, user_sql: str = USER_ID) -> str:
-    """Return a staged log's query without the rows of erased users and erased target items.
-
-    Args:
-        db: DuckDB connection.
-        suppressed: The suppression list.
-        query: Query of all rows, with ids in the lake's types.
-        domain: The log's side.
-        user_sql: SQL expression of the user's id.
-    """
-    columns: dict[SuppressedKind, str] = {"user": user_sql} if domain == "source" else {"user": user_sql, "item": ITEM_ID}
-    for kind, column in columns.items():
-        if not suppressed.entries(kind):
-            continue
-        ids = db.sql(f"SELECT DISTINCT {column} FROM ({query})").to_arrow_table().column(0).to_pylist()
-        if erased := suppressed.suppressed_ids(ids, kind):
-            query = f"SELECT * FROM ({query}) WHERE {column} NOT IN ({', '.join(map(quote_literal, erased))})"
-    return query
 
 
 def _unmapped_id_sql(prefix: str = "") -> str:

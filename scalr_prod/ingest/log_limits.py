@@ -212,4 +212,4 @@ def ensure_not_doubled(
 
 def count_items_missing_from_file(db: Any, log: StagedLog) -> int:
     """Return the number of a log's items that its item file, the table ``file``, does not contain."""
-    return count_rows(db, f"FROM (SELECT DISTINCT {ITEM_ID} FROM {log.view}) ANTI JOIN file USING ({ITEM_ID})")
+    return count_rows(db, f"FROM {log.items_table} ANTI JOIN file USING ({ITEM_ID})")

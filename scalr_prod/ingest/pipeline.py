@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scalr_prod.core.delta_log import arrow_schema, duckdb_readable_files, row_count
+from scalr_prod.core.partitioned import sample_bounds
 from scalr_prod.core.progress import track
 from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.errors import BadValue, CommitFailed, EmptyInput, NoCommonUsers, SettingsError
@@ -20,11 +21,12 @@ from scalr_prod.ingest.ingest_report import DomainReport, IngestReport
 from scalr_prod.ingest.input_state import input_state, record_input_state
 from scalr_prod.ingest.known_users import UserIdResolver
 from scalr_prod.ingest.log_limits import MIN_ROWS, count_items_missing_from_file, ensure_not_doubled
+from scalr_prod.ingest.log_tasks import open_log_tasks
 from scalr_prod.ingest.preflight import check_domain_input
 from scalr_prod.ingest.replace_window import plan_replacements
 from scalr_prod.ingest.rows import SQL_TYPES, count_rows, scan_table, staged_rows_sql
-from scalr_prod.ingest.sort_by_time import DuplicateCounts, sort_log
-from scalr_prod.ingest.staging import LEFT_OUT_COLUMNS, stage_events, stage_items
+from scalr_prod.ingest.sort_by_time import DuplicateCounts, SortJob, StagedRows, ViewRows, log_digest, sort_columns, sort_log
+from scalr_prod.ingest.staging import LEFT_OUT_COLUMNS, open_log_input, stage_events, stage_items
 from scalr_prod.ingest.upsert import keep_latest_per_event_id, plan_append, record_left_out
 from scalr_prod.ingest.user_days import UserDayLimit
 from scalr_prod.lake import (
@@ -40,7 +42,6 @@ from scalr_prod.schemas import (
     EVENT_TIMESTAMP,
     ITEM_ID,
     OPTIONAL_EVENT_COLUMNS,
-    RECOMMENDED_BY,
     USER_ID,
     Table,
     id_type_of,
@@ -50,16 +51,16 @@ from scalr_prod.schemas import (
 from scalr_prod.workspace import SuppressionList, open_duckdb, parquet_sql, read_parquet_sql, staging_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from datetime import datetime
-    from pathlib import Path
 
     import pyarrow as pa
     from deltalake import DeltaTable
 
     from scalr_prod.config import DomainSettings, Settings
     from scalr_prod.ingest.append import CommitSummary
-    from scalr_prod.ingest.sort_by_time import SortedLog
+    from scalr_prod.ingest.log_tasks import LogTasks
+    from scalr_prod.ingest.sort_by_time import LogRows
     from scalr_prod.ingest.staging import StagedEvents, StagedItems
     from scalr_prod.schemas import Domain, IdType
 
@@ -83,6 +84,7 @@ def ingest(
         ProjectsMixed: Home or lake belongs to another project. Nothing was written.
         DomainsMixed: The lake's tables were created for other domains. Nothing was written.
         ForeignFiles: Home or lake holds files that this package did not create. Nothing was written.
+        ComputeError: A task failed. Nothing was added to the lake's tables, or it is safe to repeat the ingest.
         InputError: An input was rejected; names file, column and row. Nothing was written.
         NoCommonUsers: No user has events in the target domain and in a source domain. Nothing was written.
         SettingsError: There is no such domain.
@@ -98,9 +100,20 @@ def ingest(
     state = input_state(settings, places)  # before reading: rows that a log gets meanwhile count as changed
     with ExitStack() as stack:
         folder = stack.enter_context(staging_folder(settings, "ingest"))
-        staged = _stage(settings, places, folder, progress=progress)
         db = stack.enter_context(open_duckdb(settings, folder))
-        pipeline = IngestPipeline(settings, db, lake, opened, staged, since=replace, user_map=user_map)
+        logs = {place: open_log_input(settings, place) for place in places}
+        files = {place: log.plan() for place, log in logs.items()}
+        tasks = stack.enter_context(open_log_tasks(settings, lake, db, folder, files.values()))
+        events: dict[str, StagedEvents] = {}
+        items: dict[str, StagedItems | None] = {}
+        for place, log in logs.items():
+            with track(f"read {place}", show=progress) as count:
+                events[place] = stage_events(settings, log, files[place], tasks, count=count)
+            if _is_sorted_here(settings, place, replace):
+                events[place].files = tasks.fetch([path for paths in events[place].parts for path in paths])
+            items[place] = stage_items(settings, place, folder)
+        staged = StagedInput(events, items)
+        pipeline = IngestPipeline(settings, tasks, lake, opened, staged, since=replace, user_map=user_map)
         pipeline.ensure_different_logs()
         common = pipeline.count_common_users()
         pipeline.compare()
@@ -111,14 +124,11 @@ def ingest(
     return IngestReport(reports, common, pipeline.user_ids.mapping_counts)
 
 
-def _stage(settings: Settings, places: Sequence[str], folder: Path, *, progress: bool) -> StagedInput:
-    events: dict[str, StagedEvents] = {}
-    items: dict[str, StagedItems | None] = {}
-    for place in places:
-        with track(f"read {place}", show=progress) as count:
-            events[place] = stage_events(settings, place, folder, count=count)
-        items[place] = stage_items(settings, place, folder)
-    return StagedInput(events, items, folder)
+def _is_sorted_here(settings: Settings, place: str, since: datetime | None) -> bool:
+    """Return whether this process sorts a log: other logs or all of its rows decide about each row, or the lake's events are replaced."""
+    section = settings.domains[place]
+    by_row = section.columns.event_id is None and section.max_user_day is None and not settings.users.is_configured
+    return since is not None or not by_row
 
 
 def _places(settings: Settings, domain: str | None) -> tuple[str, ...]:
@@ -152,12 +162,10 @@ class StagedInput:
     Attributes:
         events: The logs, by settings key.
         items: The item files, by settings key; None without one.
-        folder: Folder for data that does not fit in memory.
     """
 
     events: Mapping[str, StagedEvents]
     items: Mapping[str, StagedItems | None]
-    folder: Path
 
 
 class IngestPipeline:
@@ -165,7 +173,7 @@ class IngestPipeline:
 
     Args:
         settings: The project's settings.
-        db: DuckDB connection.
+        tasks: Runs the tasks.
         lake: The lake.
         opened: Its tables that existed when the ingest began.
         staged: The staged input.
@@ -179,7 +187,7 @@ class IngestPipeline:
     def __init__(
         self,
         settings: Settings,
-        db: Any,
+        tasks: LogTasks,
         lake: Lake,
         opened: Mapping[Table, DeltaTable],
         staged: StagedInput,
@@ -187,8 +195,8 @@ class IngestPipeline:
         since: datetime | None = None,
         user_map: IdMapping | None = None,
     ) -> None:
-        self.settings, self.db, self.lake = settings, db, lake
-        self.events, self.items, self.folder = staged.events, staged.items, staged.folder
+        self.settings, self.tasks, self.db, self.lake = settings, tasks, tasks.connection, lake
+        self.events, self.items = staged.events, staged.items
         self.opened = dict(opened)
         self.has_several_sources = settings.domains.has_several_sources
         self.suppressed = SuppressionList.open(settings)
@@ -211,12 +219,14 @@ class IngestPipeline:
         #: Limits of events per user and day, by settings key, if there is one.
         self.user_day_limits: dict[str, UserDayLimit] = {}
         self.since = since
-        self.user_ids.load_mapping(db)
-        self.logs = {place: self._create_view(domain, place) for domain in _BOTH for place in self.places_read[domain]}
+        self.user_ids.load_mapping(self.db)
+        #: What runs the tasks of each log, by settings key.
+        self.log_tasks: dict[str, LogTasks] = {}
+        self.logs = {place: self._create_log(domain, place) for domain in _BOTH for place in self.places_read[domain]}
         self.changes: Mapping[str, LogChange] = (
-            {place: plan_append(db, lake, log, settings.domains[place], self.folder) for place, log in self.logs.items()}
+            {place: plan_append(self.log_tasks[place], lake, log, settings.domains[place]) for place, log in self.logs.items()}
             if since is None
-            else plan_replacements(settings.domains, db, lake, self.logs, since)
+            else plan_replacements(settings.domains, self.db, lake, self.logs, since)
         )
 
     def _resolve_item_types(self) -> tuple[dict[Domain, IdType], dict[str, IdType]]:
@@ -251,56 +261,79 @@ class IngestPipeline:
         stored = self._id_type(table, "source_item_id") if self._exists(table) else None
         return stored if stored and stored[0] == "int64" else None
 
-    def _create_view(self, domain: Domain, place: str) -> StagedLog:
-        staged, own = self.events[place], self.log_item_types[place]
-        prefix = item_id_prefix(self.settings.domains[place].name) if domain == "source" and self.has_several_sources else ""
+    def _create_log(self, domain: Domain, place: str) -> StagedLog:
+        """Sort a log by time, and create the tables of its users and items."""
+        staged, own, section = self.events[place], self.log_item_types[place], self.settings.domains[place]
+        prefix = item_id_prefix(section.name) if domain == "source" and self.has_several_sources else ""
         view = f"{place.replace('.', '_')}_log"
-        staged_rows = staged_rows_sql(staged.files, {USER_ID: self.user_ids.log_id_types[domain], ITEM_ID: own}, prefix=prefix)
+        rows: LogRows = StagedRows(domain, {USER_ID: self.user_ids.log_id_types[domain], ITEM_ID: own}, prefix, self.suppressed)
+        tasks, parts, renewed = self.tasks, staged.parts, 0
+        read: int | None = None
+        if _is_sorted_here(self.settings, place, self.since):
+            read, renewed = self._create_view(domain, place, view, prefix)
+            rows, tasks, parts = ViewRows(view), self.tasks.in_this_process(), [[]]
+        mapped = {name for name in OPTIONAL_EVENT_COLUMNS if getattr(section.columns, name) is not None}
+        drop = section.duplicates == "drop"
+        job = SortJob(rows, sort_columns(mapped), sample_bounds(staged.sample, staged.rows), drop, tasks.folder)
+        sorted_log = sort_log(tasks, job, parts, view)
+        if read is None:
+            read = sorted_log.rows_read
+        self.suppressed_rows[place] = staged.rows - read
+        if not read:
+            raise self._only_erased(place)
+        self.superseded_rows[place] = renewed + sorted_log.rows_read - sorted_log.rows
+        # Dropped repetitions are counted as superseded and no longer belong to the log.
+        without_duplicates = DuplicateCounts(0, sorted_log.rows, all_repeated=False)
+        self.duplicates[place] = without_duplicates if drop else sorted_log.duplicates
+        if isinstance(rows, ViewRows):
+            files = tasks.fetch([file.path for file in sorted_log.files])
+            self.db.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS FROM {parquet_sql(*files)}")
+            self.db.execute(f"DROP TABLE IF EXISTS {view}_latest; DROP TABLE IF EXISTS {view}_ids")
+        self.log_tasks[place] = tasks
+        return StagedLog(domain, place, own, prefix, staged.origin, view, sorted_log.rows, sorted_log.files)
+
+    def _only_erased(self, place: str) -> EmptyInput:
+        return EmptyInput(
+            "contains only rows of erased users or items",
+            where=self.events[place].origin,
+            next_step=f"check what [domains.{place}] names",
+        )
+
+    def _create_view(self, domain: Domain, place: str, view: str, prefix: str) -> tuple[int, int]:
+        """Create the view of a log that this process sorts: the last row of each event id, within the limit of events per user and day.
+
+        Returns:
+            Rows that were read, without those of erased users and items; and how many of them a later row superseded.
+        """
+        staged, section = self.events[place], self.settings.domains[place]
+        types = {USER_ID: self.user_ids.log_id_types[domain], ITEM_ID: self.log_item_types[place]}
+        staged_rows = staged_rows_sql(staged.files, types, prefix=prefix)
         query = self.user_ids.exclude_suppressed(self.db, self.suppressed, staged_rows, domain)
-        missing = [name for name in OPTIONAL_EVENT_COLUMNS if getattr(self.settings.domains[place].columns, name) is None]
+        missing = [name for name in OPTIONAL_EVENT_COLUMNS if getattr(section.columns, name) is None]
         nothing = "".join(f", NULL::{'DOUBLE' if name == 'value' else 'VARCHAR'} AS {name}" for name in missing)
         named = f" REPLACE ('{prefix}' || {EVENT_ID} AS {EVENT_ID})" if prefix and EVENT_ID not in missing else ""
         self.db.execute(f"CREATE TEMP VIEW {view} AS SELECT *{named}{nothing} FROM ({query})")
         rows = read = count_rows(self.db, f"FROM {view}")
-        self.suppressed_rows[place] = staged.rows - read
         if not read:
-            raise EmptyInput(
-                "contains only rows of erased users or items",
-                where=staged.origin,
-                next_step=f"check what [domains.{place}] names",
-            )
+            raise self._only_erased(place)
         if EVENT_ID not in missing:
             left_out = f" UNION ALL FROM {parquet_sql(*staged.left_out_files)}" if staged.left_out_files else ""
             every_row = f"SELECT *{named} FROM (SELECT {', '.join(LEFT_OUT_COLUMNS)} FROM ({staged_rows}){left_out})"
-            rows = keep_latest_per_event_id(self.db, view, self.settings.domains[place], every_row)
-        sorted_log = self._sort(domain, place, view, prefix, rows=rows, renewed=read - rows)
-        return StagedLog(domain, place, own, prefix, staged.origin, view, sorted_log.rows, sorted_log.files)
-
-    def _sort(self, domain: Domain, place: str, view: str, prefix: str, *, rows: int, renewed: int) -> SortedLog:
-        """Sort a log of so many rows by time, after its limit of events per user and day; ``renewed`` are superseded already."""
-        section = self.settings.domains[place]
+            rows = keep_latest_per_event_id(self.db, view, section, every_row)
         if not rows:
             raise EmptyInput(
                 "contains only events that are left out",
-                where=self.events[place].origin,
+                where=staged.origin,
                 next_step=f"check types and unknown_types of [domains.{place}]",
             )
         if section.max_user_day is not None:
-            rows -= self._limit_user_days(domain, place, view, section, prefix)
+            self._limit_user_days(domain, place, view, section, prefix)
             if section.columns.event_id is not None:
                 record_left_out(self.db, view)
-        mapped = {name for name in OPTIONAL_EVENT_COLUMNS if getattr(section.columns, name) is not None}
-        sorted_log = sort_log(self.db, view, rows, mapped, self.folder, drop_duplicates=section.duplicates == "drop")
-        self.superseded_rows[place] = renewed + rows - sorted_log.rows
-        # Dropped repetitions are counted as superseded and no longer belong to the log.
-        without_duplicates = DuplicateCounts(0, sorted_log.rows, all_repeated=False)
-        self.duplicates[place] = without_duplicates if section.duplicates == "drop" else sorted_log.duplicates
-        self.db.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS FROM {parquet_sql(*(file.path for file in sorted_log.files))}")
-        self.db.execute(f"DROP TABLE IF EXISTS {view}_latest; DROP TABLE IF EXISTS {view}_ids")
-        return sorted_log
+        return read, read - rows
 
-    def _limit_user_days(self, domain: Domain, place: str, view: str, section: DomainSettings, prefix: str) -> int:
-        """Apply a log's limit of events per user and day, and return the number of rows left out.
+    def _limit_user_days(self, domain: Domain, place: str, view: str, section: DomainSettings, prefix: str) -> None:
+        """Apply a log's limit of events per user and day.
 
         Raises:
             BadValue: Too many are.
@@ -311,7 +344,7 @@ class IngestPipeline:
             self.db, view, place, section, timezone=settings.project.timezone, home=settings.home, since=self.since
         )
         opened = self.opened[Table.events(domain)] if domain in self.domains_in_lake else None
-        over = limit.apply(opened, item_prefix_filter(prefix), staged.left_out)
+        limit.apply(opened, item_prefix_filter(prefix), staged.left_out)
         if not count_rows(self.db, f"FROM {view}"):
             raise EmptyInput(
                 "contains only users and days with more than max_user_day events",
@@ -319,7 +352,6 @@ class IngestPipeline:
                 next_step=f"raise max_user_day of [domains.{place}]",
             )
         self.user_day_limits[place] = limit
-        return over
 
     def ensure_different_logs(self) -> None:
         """Ensure that no source log holds exactly the target log's events, whatever their order and files; tiny logs may be equal.
@@ -338,13 +370,8 @@ class IngestPipeline:
                         'and unknown_types = "drop"',
                     )
 
-    def _digest(self, place: str) -> tuple[Any, ...]:
-        """Return sums over hashes of a log's users, items and times, which do not depend on the rows' order."""
-        log = self.logs[place]
-        item = f"substr({ITEM_ID}::VARCHAR, {len(log.item_prefix) + 1})"
-        hashes = f"hash({USER_ID}::VARCHAR, {item}, {EVENT_TIMESTAMP})"
-        found: tuple[Any, ...] = self.db.sql(f"SELECT sum({hashes}::HUGEINT), bit_xor({hashes}) FROM {log.view}").fetchall()[0]
-        return found
+    def _digest(self, place: str) -> tuple[int, int]:
+        return log_digest(self.log_tasks[place], self.logs[place].files, self.logs[place].item_prefix)
 
     def count_common_users(self) -> int | None:
         """Count the users of both the target domain and a source domain, in the logs read, or in the lake for a side not read.
@@ -378,7 +405,7 @@ class IngestPipeline:
 
     def _load_users(self, domain: Domain, *, in_lake: bool) -> None:
         users = [f"SELECT NULL::{SQL_TYPES[self.user_type]} AS {USER_ID} WHERE false"]
-        users += [f"SELECT {USER_ID} FROM {self.logs[place].view}" for place in self.places_read[domain]]
+        users += [f"SELECT {USER_ID} FROM {self.logs[place].users_table}" for place in self.places_read[domain]]
         if in_lake:
             self.db.register("lake_users", scan_table(self.lake.open_table(Table.events(domain)), columns=[USER_ID]))
             users.append(f"SELECT {USER_ID} FROM lake_users")
@@ -507,7 +534,7 @@ class IngestPipeline:
             change = self.changes[place].commit(count)
         if self.since is not None or change.updated or change.removed or over_limit:
             size -= remove_unused_items(self.db, self.lake, log)
-        read, delta = self._extent(log.view), self.lake.open_table(table, version=change.version)
+        read, delta = self._extent_of(log), self.lake.open_table(table, version=change.version)
         rows = self._rows_in_lake(log, delta)
         # The table now contains the whole log, so equal sizes mean equal rows. (A replacement covers only its window.)
         extent = read if rows == log.rows and self.since is None else self._extent_in_lake(log, delta)
@@ -532,7 +559,7 @@ class IngestPipeline:
             unused_columns=staged.unused_columns,
             items_not_in_file=unnamed,
             created_lifted=staged.created_lifted,
-            recommended=count_rows(self.db, f"FROM {log.view} WHERE {RECOMMENDED_BY} IS NOT NULL"),
+            recommended=sum(file.recommended for file in log.files),
             catalogue=size,
             catalogue_duplicates=duplicates,
             user_id=self.user_type,
@@ -543,6 +570,10 @@ class IngestPipeline:
     def _rows_in_lake(self, log: StagedLog, table: DeltaTable) -> int:
         own = log.lake_filter()
         return row_count(table) if own is None else int(table.to_pyarrow_dataset().count_rows(filter=own))
+
+    def _extent_of(self, log: StagedLog) -> _Extent:
+        users, items = (count_rows(self.db, f"FROM {table}") for table in (log.users_table, log.items_table))
+        return _Extent(users, items, log.first_event, log.last_event)
 
     def _extent_in_lake(self, log: StagedLog, table: DeltaTable) -> _Extent:
         files, own = duckdb_readable_files(table), log.lake_filter()

@@ -14,6 +14,7 @@ from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.errors import BadValue
 from scalr_prod.ingest.append import CommitSummary, StagedLog, write_events
 from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, scan_table
+from scalr_prod.ingest.sort_by_time import SORT_COLUMNS
 from scalr_prod.lake import Correction, retry_on_new_version, window_sql
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.workspace import timestamp_literal
@@ -177,7 +178,7 @@ class _TableReplacement:
         names = ", ".join(schema.names)
         ordered = self.db.sql(
             f"SELECT {names} FROM (SELECT {names}, unnest(range(new)) FROM {self._name}) "
-            f"ORDER BY {EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, {CREATED_TIMESTAMP}, weight"
+            f"ORDER BY {', '.join((*SORT_COLUMNS, *(name for name in schema.names if name not in SORT_COLUMNS)))}"
         ).to_arrow_reader(BATCH_ROWS)
         added, removed = (sum(change[side] for change in self._changes.values()) for side in (0, 1))
         batches, correction = cast_to_schema(ordered, schema, count), Correction(self._first, removed, added)

@@ -1,18 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sort a log by time into files of bounded size: an external sort that puts equal rows side by side."""
+"""Sort a log by time into files of bounded size, in two rounds of tasks, so that equal rows are side by side.
+
+Tasks of the first round write rows of a staged log by ranges of time. Those of the second sort a range. Which task gets which rows follows
+from the rows alone, so files are the same wherever and by however many workers they are made.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
+from scalr_prod.compute import load_segments, read_segments, write_segments, write_tables
 from scalr_prod.core import row_groups
-from scalr_prod.core.partitioned import iter_partition_tables, quantile_bounds
 from scalr_prod.core.timestamps import micros_to_datetime
-from scalr_prod.ingest.rows import BATCH_ROWS
-from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, OPTIONAL_EVENT_COLUMNS, USER_ID
+from scalr_prod.ingest.rows import BATCH_ROWS, staged_rows_sql
+from scalr_prod.ingest.suppression import exclude_suppressed
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, OPTIONAL_EVENT_COLUMNS, RECOMMENDED_BY, USER_ID
+from scalr_prod.workspace import parquet_sql
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -21,6 +29,12 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
     import pyarrow as pa
+    from duckdb import DuckDBPyConnection
+
+    from scalr_prod.compute import Segment, ShuffleFolder
+    from scalr_prod.ingest.log_tasks import LogTasks
+    from scalr_prod.schemas import Domain, IdType
+    from scalr_prod.workspace import SuppressionList
 
 
 #: Sort order of events. Rows that are equal in these columns may differ in other mapped ones.
@@ -33,14 +47,18 @@ class SortedFile:
     """A file of sorted rows between two instants.
 
     Attributes:
-        path: The Parquet file.
+        path: The Parquet file, in the folder that tasks write to.
         first: Time of the first row (UTC).
         last: Time of the last row (UTC).
+        rows: Number of rows.
+        recommended: Rows that a recommendation led to (``recommended_by``).
     """
 
-    path: Path
+    path: str
     first: datetime
     last: datetime
+    rows: int
+    recommended: int
 
 
 @dataclass(frozen=True)
@@ -65,59 +83,153 @@ class SortedLog:
     Attributes:
         files: The files in time order; no two share an instant.
         rows: Rows of the files.
+        rows_read: Rows before repeated ones were dropped.
         duplicates: Counts of repeated rows, before they were dropped.
     """
 
     files: tuple[SortedFile, ...]
     rows: int
+    rows_read: int
     duplicates: DuplicateCounts
 
 
-def sort_log(db: Any, view: str, rows: int, mapped: Collection[str], folder: Path, *, drop_duplicates: bool) -> SortedLog:
-    """Sort a log by time into Parquet files.
+class LogRows(Protocol):
+    """The rows of a log, with ids in the lake's types."""
+
+    def to_sql(self, connection: Any, files: Sequence[Path]) -> str:
+        """Return the query of the rows in some staged files."""
+
+
+@dataclass(frozen=True)
+class StagedRows:
+    """The rows of a log as its staged files have them, without those of erased users and items.
+
+    Attributes:
+        domain: The log's side.
+        types: Types of the ids.
+        item_prefix: Prefix of the item ids in the lake, perhaps empty.
+        suppressed: The erased users and items.
+    """
+
+    domain: Domain
+    types: dict[str, IdType]
+    item_prefix: str
+    suppressed: SuppressionList
+
+    def to_sql(self, connection: Any, files: Sequence[Path]) -> str:
+        """See `LogRows`."""
+        rows = staged_rows_sql(files, self.types, prefix=self.item_prefix)
+        return exclude_suppressed(connection, self.suppressed, rows, self.domain)
+
+
+@dataclass(frozen=True)
+class ViewRows:
+    """The rows of a view, which tasks in this process see."""
+
+    view: str
+
+    def to_sql(self, _connection: Any, _files: Sequence[Path]) -> str:
+        """See `LogRows`."""
+        return f"FROM {self.view}"
+
+
+@dataclass(frozen=True)
+class SortJob:
+    """What every task needs to know.
+
+    Attributes:
+        rows: The rows.
+        columns: Their columns, in the order that rows are sorted by.
+        bounds: The first time (µs) of each range but the first.
+        drop_duplicates: Keep each distinct row once.
+        folder: Where the staged files are, and where tasks write.
+    """
+
+    rows: LogRows
+    columns: Sequence[str]
+    bounds: Sequence[int]
+    drop_duplicates: bool
+    folder: ShuffleFolder
+
+
+class _SortedRange(NamedTuple):
+    number: int
+    file: SortedFile | None
+    duplicates: DuplicateCounts
+    #: Distinct users and items.
+    ids: tuple[Segment, Segment]
+
+
+def sort_columns(mapped: Collection[str]) -> list[str]:
+    """Return the columns of a log that has some of `OPTIONAL_EVENT_COLUMNS`, in the order that its rows are sorted by."""
+    return [*SORT_COLUMNS, *(name for name in OPTIONAL_EVENT_COLUMNS if name in mapped)]
+
+
+def sort_log(tasks: LogTasks, job: SortJob, parts: Iterable[Sequence[str]], name: str) -> SortedLog:
+    """Sort a log by time into Parquet files, and create tables of its users and items.
 
     Args:
-        db: DuckDB connection that holds the log's view.
-        view: Name of the view.
-        rows: Number of its rows.
-        mapped: The columns of `OPTIONAL_EVENT_COLUMNS` that the log has; the others are null in the files.
-        folder: Folder of the files.
-        drop_duplicates: Keep each distinct row once.
+        tasks: Runs the tasks.
+        job: The log.
+        parts: Staged files that each task of the first round reads.
+        name: Beginning of the names of the tables ``{name}_users`` and ``{name}_items``.
 
     Raises:
-        OSError: The folder is not writable.
+        ComputeError: A task failed.
     """
-    columns = [*SORT_COLUMNS, *(name for name in OPTIONAL_EVENT_COLUMNS if name in mapped)]
-    names = ", ".join(columns)
-    partitions = iter_partition_tables(
-        db,
-        f"SELECT {names} FROM {view}",
-        key=EVENT_TIMESTAMP,
-        bounds=quantile_bounds(db, view, EVENT_TIMESTAMP, rows),
-        folder=folder / f"{view}-partitions",
+    segments: dict[int, list[Segment]] = defaultdict(list)
+    for written in tasks.executor.map(_write_by_time, ((job, paths) for paths in parts)):
+        for number, segment in written.items():
+            segments[number].append(segment)
+    ranges = sorted(
+        tasks.executor.map(_sort_range, ((job, *each) for each in sorted(segments.items()))), key=attrgetter("number")
     )
-    files: list[SortedFile] = []
-    different, every, all_repeated = 0, 0, True
-    for partition in partitions:
-        counter = _DuplicateCounter()
-        batches = db.sql(f"FROM {partition} ORDER BY {names}").to_arrow_reader(_BATCH)
-        file = write_sorted_file(folder / f"{view}-{len(files)}.parquet", counter.count(batches, drop=drop_duplicates))
-        if file is not None:
-            files.append(file)
-        different, every, all_repeated = (
-            different + counter.different,
-            every + counter.rows,
-            all_repeated and counter.all_repeated,
-        )
+    for column, kind in ((0, "users"), (1, "items")):
+        _create_ids_table(tasks.connection, f"{name}_{kind}", [found.ids[column] for found in ranges], job.folder)
+    files = tuple(found.file for found in ranges if found.file is not None)
+    repeated, distinct = (sum(getattr(found.duplicates, each) for found in ranges) for each in ("rows", "distinct"))
     return SortedLog(
-        tuple(files),
-        different if drop_duplicates else every,
-        DuplicateCounts(every - different, different, all_repeated and every > 0),
+        files,
+        sum(file.rows for file in files),
+        repeated + distinct,
+        DuplicateCounts(repeated, distinct, all(found.duplicates.all_repeated for found in ranges) and bool(files)),
     )
 
 
-def write_sorted_file(path: Path, batches: Iterable[pa.RecordBatch]) -> SortedFile | None:
-    """Write sorted rows to a file, with null columns for missing `OPTIONAL_EVENT_COLUMNS`; None, and no file, if there are no rows.
+def _create_ids_table(db: Any, name: str, segments: Sequence[Segment], folder: ShuffleFolder) -> None:
+    import pyarrow as pa
+
+    if not segments:
+        return
+    tables = (read_segments([segment], folder=folder) for segment in segments)
+    first = next(tables)
+    batches = (batch for table in (first, *tables) for batch in table.to_batches())
+    db.register("ids", pa.RecordBatchReader.from_batches(first.schema, batches))
+    db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT DISTINCT * FROM ids")
+    db.unregister("ids")
+
+
+def _write_by_time(connection: DuckDBPyConnection, job: SortJob, paths: Sequence[str]) -> dict[int, Segment]:
+    """Task of the first round: write some rows by ranges of time."""
+    with job.folder.open_local_files(paths) as files:
+        query = f"SELECT {', '.join(job.columns)} FROM ({job.rows.to_sql(connection, files)})"
+        return write_segments(connection, query, key=f"epoch_us({EVENT_TIMESTAMP})", bounds=job.bounds, folder=job.folder)
+
+
+def _sort_range(connection: DuckDBPyConnection, job: SortJob, number: int, segments: Sequence[Segment]) -> _SortedRange:
+    """Task of the second round: sort the rows of a range."""
+    load_segments(connection, segments, folder=job.folder, name="partition_rows")
+    counter = _DuplicateCounter()
+    batches = connection.sql(f"FROM partition_rows ORDER BY {', '.join(job.columns)}").to_arrow_reader(_BATCH)
+    file = write_sorted_file(counter.count(batches, drop=job.drop_duplicates), job.folder)
+    ids = (connection.sql(f"SELECT DISTINCT {name} FROM partition_rows").to_arrow_table() for name in (USER_ID, ITEM_ID))
+    users, items = write_tables(enumerate(ids), folder=job.folder).values()
+    connection.execute("DROP TABLE partition_rows")
+    return _SortedRange(number, file, counter.counts, (users, items))
+
+
+def write_sorted_file(batches: Iterable[pa.RecordBatch], folder: ShuffleFolder) -> SortedFile | None:
+    """Write sorted rows to a new file, with null columns for missing `OPTIONAL_EVENT_COLUMNS`; None, and no file, if there are no rows.
 
     Raises:
         OSError: The file cannot be written.
@@ -126,20 +238,26 @@ def write_sorted_file(path: Path, batches: Iterable[pa.RecordBatch]) -> SortedFi
     import pyarrow.parquet as pq
 
     writer: Any = None
-    first = last = 0
+    path = folder.new_path(".parquet")
+    first = last = count = recommended = 0
     try:
         for batch in batches:
             if not len(batch):
                 continue
             rows, times = _with_extras(batch), batch.column(EVENT_TIMESTAMP).cast(pa.int64())
             if writer is None:
-                writer, first = pq.ParquetWriter(path, rows.schema, compression="lz4", use_dictionary=False), times[0].as_py()
+                options = {"filesystem": folder.open(), "compression": "lz4", "use_dictionary": False}
+                writer, first = pq.ParquetWriter(path, rows.schema, **options), times[0].as_py()
             last = times[-1].as_py()
+            count += len(rows)
+            recommended += len(rows) - rows.column(RECOMMENDED_BY).null_count
             writer.write_batch(rows)
     finally:
         if writer is not None:
             writer.close()
-    return None if writer is None else SortedFile(path, micros_to_datetime(first), micros_to_datetime(last))
+    if writer is None:
+        return None
+    return SortedFile(path, micros_to_datetime(first), micros_to_datetime(last), count, recommended)
 
 
 def _with_extras(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -151,13 +269,30 @@ def _with_extras(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([*batch.columns, *nulls], [*batch.schema.names, *missing])
 
 
-def iter_sorted_batches(files: Sequence[SortedFile]) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of sorted files in time order."""
+def iter_sorted_batches(file: SortedFile, folder: ShuffleFolder) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a sorted file."""
     import pyarrow.parquet as pq
 
-    for sorted_file in files:
-        with pq.ParquetFile(sorted_file.path) as file:
-            yield from row_groups.iter_batches(file, BATCH_ROWS)
+    with folder.open().open_input_file(file.path) as opened, pq.ParquetFile(opened) as rows:
+        yield from row_groups.iter_batches(rows, BATCH_ROWS)
+
+
+def log_digest(tasks: LogTasks, files: Iterable[SortedFile], item_prefix: str) -> tuple[int, int]:
+    """Return the sum and the exclusive or of hashes of a log's users, items and times, which do not depend on the rows' order."""
+    total, mixed = 0, 0
+    for added, bits in tasks.executor.map(_hash_rows, ((tasks.folder, file, item_prefix) for file in files)):
+        total, mixed = total + added, mixed ^ bits
+    return total, mixed
+
+
+def _hash_rows(connection: DuckDBPyConnection, folder: ShuffleFolder, file: SortedFile, item_prefix: str) -> tuple[int, int]:
+    """Task: sum up the hashes of a file's rows."""
+    item = f"substr({ITEM_ID}::VARCHAR, {len(item_prefix) + 1})"
+    hashes = f"hash({USER_ID}::VARCHAR, {item}, {EVENT_TIMESTAMP})"
+    with folder.open_local_files([file.path]) as paths:
+        query = f"SELECT sum({hashes}::HUGEINT), bit_xor({hashes}) FROM {parquet_sql(*paths)}"
+        ((total, mixed),) = connection.execute(query).fetchall()
+    return int(total), int(mixed)
 
 
 class _DuplicateCounter:
@@ -190,12 +325,10 @@ class _DuplicateCounter:
             yield batch.filter(pa.array(new)) if drop else batch
 
     @property
-    def all_repeated(self) -> bool:
-        """Whether every row occurs more than once."""
-        if not self.rows:
-            return True
-        firsts = np.append(np.concatenate(self._firsts), self.rows)
-        return bool((np.diff(firsts) > 1).all())
+    def counts(self) -> DuplicateCounts:
+        """The repeated and the distinct rows."""
+        firsts = np.append(np.concatenate([*self._firsts, np.empty(0, np.int64)]), self.rows)
+        return DuplicateCounts(self.rows - self.different, self.different, bool((np.diff(firsts) > 1).all()))
 
 
 def _differ(batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:

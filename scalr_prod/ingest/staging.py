@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Staging: parse and validate a log and its item file into Parquet under the project's home, before the lake is touched."""
+"""Staging: parse and validate a log and its item file into Parquet files, before the lake's tables are touched.
+
+Files of a log are parsed in tasks of `scalr_prod.compute`, which read some files each. This process reads tables, queries, and what
+custom readers read.
+"""
 
 from __future__ import annotations
 
 import functools
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from scalr_prod.compute import ShuffleFolder
+from scalr_prod.core.partitioned import sample_stride
 from scalr_prod.errors import EmptyInput
 from scalr_prod.ingest.column_mapping import ColumnSelection
 from scalr_prod.ingest.column_parsers import (
@@ -23,24 +30,31 @@ from scalr_prod.ingest.column_parsers import (
     select_column,
 )
 from scalr_prod.ingest.log_limits import TIME_REASONS, LeftOutRows, TimeBounds, TypeWeights
-from scalr_prod.ingest.sources.readers import read_path
+from scalr_prod.ingest.sources.readers import files_reader, log_source, read_path
 from scalr_prod.ingest.sources.sql import read_query
 from scalr_prod.ingest.timestamp_parser import TimestampParser
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, RECOMMENDED_BY, USER_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections import Counter
+    from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
+
+    from duckdb import DuckDBPyConnection
 
     from scalr_prod.config import DomainSettings, ItemColumns, LogColumns, Settings
     from scalr_prod.ingest.column_parsers import CellOrigin
-    from scalr_prod.ingest.sources.protocol import Batch
+    from scalr_prod.ingest.log_tasks import LogTasks
+    from scalr_prod.ingest.sources.files import FilesReader, LogFiles
+    from scalr_prod.ingest.sources.protocol import Batch, LogSource
 
 
 #: Columns of the rows that are left out.
 LEFT_OUT_COLUMNS = [EVENT_ID, CREATED_TIMESTAMP, "position"]
 #: Columns of the users' answers; the time of an answer of a file of consents is null.
 CONSENT_COLUMNS = [USER_ID, EVENT_TIMESTAMP, "consent"]
+#: Bits of a row's position within a part of the log.
+_PART_BITS = 40
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 
 
@@ -50,24 +64,28 @@ class StagedEvents:
 
     Attributes:
         origin: Its origin, for errors.
+        left_out: Rows that were left out, by reason.
         user_ids: Parser of the user ids, with their type.
         item_ids: Parser of the item ids, with their type.
-        files: The Parquet files.
-        left_out_files: Files of `LEFT_OUT_COLUMNS` of rows that were left out, see `EventParser`.
-        consent_files: Files of `CONSENT_COLUMNS`, from the log or from the domain's file of consents.
+        parts: The Parquet files of each part of the log: paths in the folder that tasks write to.
+        files: The same files on this machine, if this process sorts the log.
+        left_out_files: Files of `LEFT_OUT_COLUMNS` of rows that were left out, see `EventParser`, on this machine.
+        consent_files: Files of `CONSENT_COLUMNS`, from the log or from the domain's file of consents, on this machine.
+        sample: Times of an even sample of the rows, µs, for `sample_bounds`.
         rows: Total number of rows.
         created_lifted: Rows whose created time was raised to their event time.
-        left_out: Rows that were left out, by reason.
         unused_columns: Columns of the log that the settings do not map.
     """
 
     origin: str
     left_out: LeftOutRows
-    user_ids: IdParser = field(default_factory=IdParser)
-    item_ids: IdParser = field(default_factory=IdParser)
+    user_ids: IdParser
+    item_ids: IdParser
+    parts: list[list[str]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     left_out_files: list[Path] = field(default_factory=list)
     consent_files: list[Path] = field(default_factory=list)
+    sample: list[int] = field(default_factory=list)
     rows: int = 0
     created_lifted: int = 0
     unused_columns: list[str] = field(default_factory=list)
@@ -83,15 +101,30 @@ class StagedItems:
     rows: int = 0
 
 
+class ParsedRows(NamedTuple):
+    """What an `EventParser` found in some rows of a log."""
+
+    user_ids: IdParser
+    item_ids: IdParser
+    event_ids: IdParser
+    happened: TimestampParser
+    known: TimestampParser
+    left_out: Counter[str]
+    created_lifted: int
+
+
 class EventParser:
     """Parse a domain's log batch by batch into the lake's types; ids from untyped text are still strings.
 
     Args:
         section: The domain's settings.
         place: Their key below ``[domains]``.
+        bounds: Bounds of the times; default: those of the settings, as of now.
+        first_position: Position of the first row; positions order the rows of a log.
         on_left_out: Called with the rows of `LEFT_OUT_COLUMNS` that are left out, where the settings map event ids. Rows with an
             impossible time are not among them.
-        on_consent: Called with the rows of `CONSENT_COLUMNS` that are not left out, where the settings map the consent.
+        on_consent: Called with the rows of `CONSENT_COLUMNS`, where the settings map the consent. The answer of an event that is left out
+            counts, unless it has no user id or an impossible time.
 
     Attributes:
         user_ids: Parser of the user ids, with their type.
@@ -105,6 +138,8 @@ class EventParser:
         section: DomainSettings,
         place: str,
         *,
+        bounds: TimeBounds | None = None,
+        first_position: int = 0,
         on_left_out: Callable[[pa.RecordBatch], None] | None = None,
         on_consent: Callable[[pa.RecordBatch], None] | None = None,
     ) -> None:
@@ -115,9 +150,9 @@ class EventParser:
         self.left_out = LeftOutRows(
             section.events or f"the query of [domains.{place}]", f"[domains.{place}]", section.max_left_out
         )
-        self._limits = TimeBounds.from_settings(section, f"[domains.{place}]")
+        self._limits = bounds or TimeBounds.from_settings(section, f"[domains.{place}]")
         self._types = TypeWeights.from_settings(section, f"[domains.{place}]")
-        self._event_ids, self._rows = IdParser(), 0
+        self._event_ids, self._rows = IdParser(), first_position
         self._on_left_out = on_left_out if section.columns.event_id is not None else None
         self._on_consent = on_consent if section.columns.consent is not None else None
         self._names = section.columns
@@ -151,7 +186,9 @@ class EventParser:
             columns[CREATED_TIMESTAMP] = pc.if_else(early, times, created)
         if self._on_consent is not None and names.consent is not None:
             answers = [users, times, parse_booleans(*select_column(batch, names.consent))]
-            self._on_consent(pa.RecordBatch.from_arrays(answers, CONSENT_COLUMNS).filter(keep))
+            unusable = (beyond[reason] for reason in ("no_user_id", *TIME_REASONS) if reason in beyond)
+            usable = functools.reduce(pc.and_not, unusable, pc.is_valid(times))
+            self._on_consent(pa.RecordBatch.from_arrays(answers, CONSENT_COLUMNS).filter(usable))
         rows = pa.RecordBatch.from_arrays(list(columns.values()), list(columns))
         if not beyond:
             return rows
@@ -161,6 +198,32 @@ class EventParser:
             )
             self._on_left_out(rows.select(LEFT_OUT_COLUMNS).filter(left))
         return rows.filter(keep)
+
+    def parsed(self) -> ParsedRows:
+        """Return what was found so far."""
+        return ParsedRows(
+            self.user_ids,
+            self.item_ids,
+            self._event_ids,
+            self._happened,
+            self._known,
+            self.left_out.counts,
+            self.created_lifted,
+        )
+
+    def add(self, later: ParsedRows) -> None:
+        """Add what another parser found in the rows that follow.
+
+        Raises:
+            BadValue: The type of an id column, or the unit of epoch numbers, changes between files.
+        """
+        self.user_ids.add(later.user_ids)
+        self.item_ids.add(later.item_ids)
+        self._event_ids.add(later.event_ids)
+        self._happened.add(later.happened)
+        self._known.add(later.known)
+        self.left_out.counts.update(later.left_out)
+        self.created_lifted += later.created_lifted
 
     def warn_on_mixed_times(self) -> None:
         """Log a warning for each column that has times both with and without a UTC offset; call after the last batch."""
@@ -250,15 +313,16 @@ def open_events(
         seen_columns: Filled with the log's columns while reading.
     """
     section = settings.domains[place]
-    names = section.columns
-    wanted = ColumnSelection(
-        mapped_columns(names), f"domains.{place}.columns", seen_columns=set() if seen_columns is None else seen_columns
-    )
+    wanted = _event_columns(section, place, set() if seen_columns is None else seen_columns)
     if section.sql_source is not None:
         return read_query(*section.sql_source, wanted), f"the query of [domains.{place}]"
     origin, options = section.events or "", section.storage_options
     batches = read_path(settings, origin, wanted, format=section.format, version=section.version, storage_options=options)
     return batches, origin
+
+
+def _event_columns(section: DomainSettings, place: str, seen: set[str]) -> ColumnSelection:
+    return ColumnSelection(mapped_columns(section.columns), f"domains.{place}.columns", seen_columns=seen)
 
 
 def mapped_columns(names: LogColumns) -> tuple[str, ...]:
@@ -290,46 +354,171 @@ def open_items(settings: Settings, place: str) -> Generator[Batch, None, None]:
     return read_path(settings, section.items or "", wanted, version=section.items_version, storage_options=options)
 
 
-def stage_events(settings: Settings, place: str, folder: Path, *, count: Callable[[int], None]) -> StagedEvents:
+class FilesLog(NamedTuple):
+    """A log of files, and what reads it."""
+
+    source: LogSource
+    reader: FilesReader
+
+
+@dataclass(frozen=True)
+class LogInput:
+    """A log to stage, and what every task that parses a part of it needs to know.
+
+    Attributes:
+        section: The domain's settings.
+        place: Their key below ``[domains]``.
+        bounds: Bounds of the times.
+        stride: Of how many rows one is in the sample of times.
+        files: The log, if it consists of files; None: this process reads it.
+    """
+
+    section: DomainSettings
+    place: str
+    bounds: TimeBounds
+    stride: int
+    files: FilesLog | None = None
+
+    def plan(self) -> list[LogFiles]:
+        """Divide the log's files among tasks; no task: this process reads the log.
+
+        Raises:
+            InputError: No file matches, or it cannot be opened.
+        """
+        return [] if self.files is None else self.files.reader.plan(self.files.source)
+
+
+class _ParsedPart(NamedTuple):
+    """Rows that were parsed, and files that they were written to, as `StagedEvents` describes them."""
+
+    number: int
+    found: ParsedRows
+    rows: int
+    files: list[str]
+    left_out_files: list[str]
+    consent_files: list[str]
+    sample: list[int]
+    seen_columns: set[str]
+
+
+def open_log_input(settings: Settings, place: str) -> LogInput:
+    """Open a domain's log for staging.
+
+    Raises:
+        InputError: The file system cannot be opened.
+    """
+    section, key = settings.domains[place], f"[domains.{place}]"
+    log = LogInput(section, place, TimeBounds.from_settings(section, key), sample_stride())
+    if section.sql_source is not None:
+        return log
+    source = log_source(
+        settings,
+        section.events or "",
+        _event_columns(section, place, set()),
+        version=section.version,
+        storage_options=section.storage_options,
+    )
+    reader = files_reader(source, section.format)
+    return log if reader is None else replace(log, files=FilesLog(source, reader))
+
+
+def stage_events(
+    settings: Settings, log: LogInput, files: Sequence[LogFiles], tasks: LogTasks, *, count: Callable[[int], None]
+) -> StagedEvents:
     """Stage a domain's log, reading it once.
 
     Args:
         settings: The project's settings.
-        place: Key of its settings below ``[domains]``.
-        folder: Folder of the Parquet files.
-        count: Called with the number of rows of each batch.
+        log: The log.
+        files: What each task reads, see `LogInput.plan`.
+        tasks: Runs the tasks.
+        count: Called with the number of rows of each batch, or of each part.
 
     Raises:
         InputError: The log cannot be read, is empty, lacks a column, or holds an invalid cell.
+        ComputeError: A task failed.
     """
-    seen: set[str] = set()
-    batches, origin = open_events(settings, place, seen_columns=seen)
-    # closing: on an invalid cell, the cursor or file is closed at once, not when the generator is collected.
-    with (
-        closing(batches),
-        _SchemaFiles(folder, f"{place}-events") as files,
-        _SchemaFiles(folder, f"{place}-left-out") as left,
-        _SchemaFiles(folder, f"{place}-consent") as consents,
-    ):
-        cells = EventParser(settings.domains[place], place, on_left_out=left.write, on_consent=consents.write)
-        staged = StagedEvents(origin, cells.left_out, cells.user_ids, cells.item_ids)
-        for batch in batches:
-            rows = cells.parse(batch)
-            files.write(rows)
-            staged.rows += rows.num_rows
-            count(rows.num_rows)
-    staged.created_lifted = cells.created_lifted
-    staged.files, staged.left_out_files, staged.consent_files = files.files, left.files, consents.files
+    section, place = log.section, log.place
+    parts = [_parse_log(settings, log, tasks.folder, count)] if log.files is None else []
+    shared = (some if tasks.executor.is_local else some.share(tasks.folder) for some in files)
+    calls = ((log, log.files, tasks.folder, number, some) for number, some in enumerate(shared))
+    for part in tasks.executor.map(_parse_files, calls):
+        parts.append(part)
+        count(part.rows)
+    parts.sort(key=attrgetter("number"))
+    cells = EventParser(section, place)
+    for part in parts:
+        cells.add(part.found)
+    staged = StagedEvents(
+        section.events or f"the query of [domains.{place}]",
+        cells.left_out,
+        cells.user_ids,
+        cells.item_ids,
+        parts=[part.files for part in parts if part.files],
+        left_out_files=tasks.fetch([path for part in parts for path in part.left_out_files]),
+        consent_files=tasks.fetch([path for part in parts for path in part.consent_files]),
+        sample=[time for part in parts for time in part.sample],
+        rows=sum(part.rows for part in parts),
+        created_lifted=cells.created_lifted,
+        unused_columns=sorted({name for part in parts for name in part.seen_columns} - set(mapped_columns(section.columns))),
+    )
     cells.warn_on_mixed_times()
     staged.user_ids.ensure_no_nulls()
     staged.item_ids.ensure_no_nulls()
-    staged.unused_columns = sorted(seen - set(mapped_columns(settings.domains[place].columns)))
     staged.left_out.ensure_within_limit(staged.rows)
     if not staged.rows:
-        raise EmptyInput("has no rows", where=origin, next_step=f"check what [domains.{place}] names")
-    if settings.domains[place].consent is not None:
-        staged.consent_files = _stage_consents(settings, place, folder, staged.user_ids)
+        raise EmptyInput("has no rows", where=staged.origin, next_step=f"check what [domains.{place}] names")
+    if section.consent is not None:
+        staged.consent_files = _stage_consents(settings, place, tasks.local_folder, staged.user_ids)
     return staged
+
+
+def _parse_files(
+    _: DuckDBPyConnection, log: LogInput, named: FilesLog, folder: ShuffleFolder, number: int, files: LogFiles
+) -> _ParsedPart:
+    """Task: parse some files of a log.
+
+    Raises:
+        InputError: A file cannot be read, lacks a column, or holds an invalid cell.
+    """
+    batches = named.reader.read_files(named.source, files, folder)
+    return _parse_batches(log, folder, number, batches)._replace(seen_columns=named.source.wanted.seen_columns)
+
+
+def _parse_log(settings: Settings, log: LogInput, folder: ShuffleFolder, count: Callable[[int], None]) -> _ParsedPart:
+    """Parse a log that is not divided among tasks."""
+    seen: set[str] = set()
+    batches, _ = open_events(settings, log.place, seen_columns=seen)
+    return _parse_batches(log, folder, 0, batches, count)._replace(seen_columns=seen)
+
+
+def _parse_batches(
+    log: LogInput,
+    folder: ShuffleFolder,
+    number: int,
+    batches: Generator[Batch, None, None],
+    count: Callable[[int], None] = lambda _rows: None,
+) -> _ParsedPart:
+    """Parse the rows of a part, and write them."""
+    # closing: on an invalid cell, the cursor or file is closed at once, not when the generator is collected.
+    with closing(batches), _SchemaFiles(folder) as files, _SchemaFiles(folder) as left, _SchemaFiles(folder) as consents:
+        cells = EventParser(
+            log.section,
+            log.place,
+            bounds=log.bounds,
+            first_position=number << _PART_BITS,
+            on_left_out=left.write,
+            on_consent=consents.write,
+        )
+        sample: list[int] = []
+        parsed = 0
+        for batch in batches:
+            rows = cells.parse(batch)
+            files.write(rows)
+            sample += rows.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy()[-parsed % log.stride :: log.stride].tolist()
+            parsed += rows.num_rows
+            count(rows.num_rows)
+    return _ParsedPart(number, cells.parsed(), parsed, files.paths, left.paths, consents.paths, sample, set())
 
 
 def _stage_consents(settings: Settings, place: str, folder: Path, log_users: IdParser) -> list[Path]:
@@ -342,7 +531,7 @@ def _stage_consents(settings: Settings, place: str, folder: Path, log_users: IdP
     path, users = section.consent or "", IdParser()
     wanted = ColumnSelection((section.columns.user, "consent"), f"domains.{place}.columns")
     batches = read_path(settings, path, wanted, storage_options=section.storage_options)
-    with closing(batches), _SchemaFiles(folder, f"{place}-consent") as files:
+    with closing(batches), _SchemaFiles(ShuffleFolder(str(folder))) as files:
         for batch in batches:
             ids = users.parse(*select_column(batch, section.columns.user), untyped=batch.untyped)
             answers = parse_booleans(*select_column(batch, "consent"))
@@ -350,9 +539,9 @@ def _stage_consents(settings: Settings, place: str, folder: Path, log_users: IdP
             files.write(pa.RecordBatch.from_arrays([ids, times, answers], CONSENT_COLUMNS))
     users.ensure_no_nulls()
     common_id_type("user", [log_users, users])
-    if not files.files:
+    if not files.paths:
         raise EmptyInput("has no rows", where=path, next_step=f"check what [domains.{place}] consent names")
-    return files.files
+    return [folder / each for each in files.paths]
 
 
 def stage_items(settings: Settings, place: str, folder: Path) -> StagedItems | None:
@@ -367,12 +556,12 @@ def stage_items(settings: Settings, place: str, folder: Path) -> StagedItems | N
     batches = open_items(settings, place)
     cells = ItemParser(section.item_columns)
     staged = StagedItems(section.items, cells.item_ids)
-    with closing(batches), _SchemaFiles(folder, f"{place}-items") as files:
+    with closing(batches), _SchemaFiles(ShuffleFolder(str(folder))) as files:
         for batch in batches:
             rows = cells.parse(batch)
             files.write(rows)
             staged.rows += rows.num_rows
-    staged.files = files.files
+    staged.files = [folder / path for path in files.paths]
     staged.item_ids.ensure_no_nulls()
     if not staged.rows:
         raise EmptyInput("has no rows", where=section.items, next_step=f"check or leave out [domains.{place}] items")
@@ -414,9 +603,9 @@ def _optional(batch: Batch, name: str | None, read: Callable[[pa.Array, CellOrig
 class _SchemaFiles:
     """Writers of one Parquet file per schema; schemas differ if the id types do."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.name = folder, name
-        self.files: list[Path] = []
+    def __init__(self, folder: ShuffleFolder) -> None:
+        self.folder = folder
+        self.paths: list[str] = []
         self._writers: dict[tuple[str, ...], Any] = {}
 
     def write(self, batch: pa.RecordBatch) -> None:
@@ -424,8 +613,10 @@ class _SchemaFiles:
 
         key = tuple(str(kind) for kind in batch.schema.types)
         if key not in self._writers:
-            self.files.append(self.folder / f"{self.name}-{len(self.files)}.parquet")
-            self._writers[key] = pq.ParquetWriter(self.files[-1], batch.schema, compression="lz4", use_dictionary=False)
+            self.paths.append(self.folder.new_path(".parquet"))
+            self._writers[key] = pq.ParquetWriter(
+                self.paths[-1], batch.schema, filesystem=self.folder.open(), compression="lz4", use_dictionary=False
+            )
         self._writers[key].write_batch(batch)
 
     def __enter__(self) -> Self:

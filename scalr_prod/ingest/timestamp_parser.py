@@ -41,6 +41,7 @@ class TimestampParser:
         zone: IANA zone of naive timestamps, or None to reject them.
         settings_key: The setting that names the zone, for the error.
         unit: Unit of epoch numbers, once seen; it may not change.
+        first_epoch: Origin of the first of these.
         with_offset: Number of times with a UTC offset or zone so far.
         without_offset: Number of times without one.
         first_without: Origin of the first of these.
@@ -54,6 +55,7 @@ class TimestampParser:
     with_offset: int = 0
     without_offset: int = 0
     first_without: CellOrigin | None = None
+    first_epoch: CellOrigin | None = None
 
     def parse(self, values: pa.Array, origin: CellOrigin) -> pa.Array:
         """Parse a batch to ``timestamp[us, UTC]``; finer resolution is truncated.
@@ -93,6 +95,26 @@ class TimestampParser:
                 next_step="correct the value, or leave the row out",
             )
         return instants
+
+    def add(self, later: TimestampParser) -> None:
+        """Add what another parser found in the rows that follow.
+
+        Raises:
+            BadValue: The unit of epoch numbers changes.
+        """
+        if later.unit is not None and later.first_epoch is not None:
+            self._keep_unit(later.unit, later.first_epoch)
+        self.with_offset += later.with_offset
+        self.without_offset += later.without_offset
+        self.first_without = self.first_without or later.first_without
+
+    def _keep_unit(self, unit: str, origin: CellOrigin) -> None:
+        if self.unit is None:
+            self.unit, self.first_epoch = unit, origin
+        elif self.unit != unit:
+            raise origin.bad_value(
+                f"epoch numbers change from {self.unit} to {unit}", at=0, next_step="give all of the column in one unit"
+            )
 
     def warn_on_mixed_times(self) -> None:
         """Log a warning if there were times both with and without a UTC offset; call after the last batch."""
@@ -178,12 +200,8 @@ class TimestampParser:
                 next_step="give ISO timestamps, or epoch numbers in one unit from 1973 on",
             )
         unit, factor = fitting[0]
-        if len(values) and self.unit not in {None, unit}:
-            raise origin.bad_value(
-                f"epoch numbers change from {self.unit} to {unit}", at=0, next_step="give all of the column in one unit"
-            )
         if len(values):
-            self.unit = unit
+            self._keep_unit(unit, origin)
         if pa.types.is_integer(values.type):
             integers = values.cast(pa.int64())
             micros = pc.divide(integers, 1000) if unit == "ns" else pc.multiply(integers, int(factor))

@@ -14,22 +14,18 @@ from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITE
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
-    from pathlib import Path
 
     import pyarrow as pa
 
     from scalr_prod.config import DomainSettings
     from scalr_prod.ingest.append import StagedLog
+    from scalr_prod.ingest.log_tasks import LogTasks
     from scalr_prod.lake import Lake
 
 
-def plan_append(db: Any, lake: Lake, log: StagedLog, section: DomainSettings, folder: Path) -> AppendMissing:
+def plan_append(tasks: LogTasks, lake: Lake, log: StagedLog, section: DomainSettings) -> AppendMissing:
     """Return the append of a log; an upsert if the settings map event ids."""
-    return (
-        AppendMissing(db, lake, log, folder)
-        if section.columns.event_id is None
-        else UpsertByEventId(db, lake, log, folder, section)
-    )
+    return AppendMissing(tasks, lake, log) if section.columns.event_id is None else UpsertByEventId(tasks, lake, log, section)
 
 
 def keep_latest_per_event_id(db: Any, view: str, section: DomainSettings, every_row: str) -> int:
@@ -76,8 +72,8 @@ class UpsertByEventId(AppendMissing):
     events is known to be stale.
     """
 
-    def __init__(self, db: Any, lake: Lake, log: StagedLog, folder: Path, section: DomainSettings) -> None:
-        super().__init__(db, lake, log, folder)
+    def __init__(self, tasks: LogTasks, lake: Lake, log: StagedLog, section: DomainSettings) -> None:
+        super().__init__(tasks, lake, log)
         self._missing, self._left_out, self._removed = f"missing_{log.view}", f"{log.view}_left_out", f"removed_{log.view}"
         self._newer = "new.created_timestamp >= known_events.created_timestamp" if section.columns.created else "true"
 

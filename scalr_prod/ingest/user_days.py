@@ -17,6 +17,7 @@ from scalr_prod.core.delta_log import arrow_schema
 from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.ingest.append import write_events
 from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, count_rows, create_temp_table, scan_table
+from scalr_prod.ingest.sort_by_time import SORT_COLUMNS
 from scalr_prod.lake import Correction, retry_on_new_version, window_sql
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.workspace import parquet_sql, quote_literal, timestamp_literal
@@ -69,8 +70,8 @@ class UserDayLimit:
         self._over, self._removed = f"{view}_over", f"{view}_removed"
         self._lake_names: list[str] = []
 
-    def apply(self, lake_table: DeltaTable | None, lake_filter: Any, left_out: LeftOutRows) -> int:
-        """Leave out the log's events over the limit, and return their number.
+    def apply(self, lake_table: DeltaTable | None, lake_filter: Any, left_out: LeftOutRows) -> None:
+        """Leave out the log's events over the limit.
 
         Args:
             lake_table: The lake's events; None if there is no table yet.
@@ -91,7 +92,8 @@ class UserDayLimit:
         )
         self._match_events(lake_table, lake_filter)
         self._create(self._over, f"SELECT {_KEY} FROM day_events GROUP BY ALL HAVING count(*) > {self._most} UNION {recorded}")
-        order = f"{EVENT_TIMESTAMP}, {CREATED_TIMESTAMP}, {ITEM_ID}, weight DESC"
+        # The columns after the weight decide between events that are equal before.
+        order = ", ".join([EVENT_TIMESTAMP, CREATED_TIMESTAMP, ITEM_ID, "weight DESC", *self._other_columns()])
         self._create(
             "kept_events",
             f"FROM day_events SEMI JOIN {self._over} USING ({_KEY}) "
@@ -109,7 +111,6 @@ class UserDayLimit:
             self._replace_view()
             days = count_rows(self._db, f"FROM {self._over}")
             logger.warning("%s: %d users and days with more than %d events", left_out.origin, days, self._most)
-        return over
 
     def commit(self, lake: Lake, log: StagedLog) -> int:
         """Record the days that are left out, remove the lake's events over the limit in one commit, and return their number.
@@ -132,7 +133,7 @@ class UserDayLimit:
             remaining = self._db.sql(
                 f"SELECT {', '.join(schema.names)} FROM window_rows AS a "
                 f"ANTI JOIN {self._removed} AS b ON {_same([*self._lake_names, 'copy'])} "
-                f"ORDER BY {EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, {CREATED_TIMESTAMP}, weight"
+                f"ORDER BY {', '.join((*SORT_COLUMNS, *self._other_columns()))}"
             ).to_arrow_reader(BATCH_ROWS)
             batches = cast_to_schema(remaining, schema, lambda _rows: None)
             correction = Correction(first, count, 0)
@@ -162,13 +163,17 @@ class UserDayLimit:
             if by_id
             else "log_rows"
         )
-        values = f"{_KEY}, {EVENT_TIMESTAMP}, {CREATED_TIMESTAMP}, {ITEM_ID}, weight"
+        values = ", ".join([_KEY, EVENT_TIMESTAMP, CREATED_TIMESTAMP, ITEM_ID, "weight", *self._other_columns()])
         own = ", ".join(f"a.{name}" for name in values.split(", "))
         self._create(
             "day_events",
             f"SELECT {own}, a.log_row, b.lake_row FROM log_rows AS a LEFT JOIN lake_rows AS b ON {same} "
             f"UNION ALL SELECT {values}, NULL, lake_row FROM lake_rows AS a ANTI JOIN {in_log} AS b ON {same}",
         )
+
+    def _other_columns(self) -> list[str]:
+        """Return the lake's columns that events are not sorted by first."""
+        return [name for name in self._lake_names if name not in SORT_COLUMNS]
 
     def _create(self, name: str, query: str) -> None:
         self._db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}")

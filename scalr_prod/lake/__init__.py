@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scalr_prod.lake.commits import CommitMetadata, CommitResult, commit_record, retry_on_new_version
     from scalr_prod.lake.corrections import CORRECTION_APP_ID, Correction, corrections_since, stale_since
     from scalr_prod.lake.exclusive_commits import check_exclusive_commits
-    from scalr_prod.lake.table_files import TableFile
+    from scalr_prod.lake.table_files import TableFile, commit_id_of
     from scalr_prod.lake.tables import Lake
     from scalr_prod.lake.time_windows import files_in_window, window_sql
 
@@ -37,6 +37,7 @@ __all__ = [
     "TableFile",
     "check_domains",
     "check_exclusive_commits",
+    "commit_id_of",
     "commit_record",
     "corrections_since",
     "domain_description",
@@ -58,6 +59,7 @@ __getattr__ = lazy_exports(
         "Lake": "tables",
         "PROJECT_MARKED_TABLE": "binding",
         "TableFile": "table_files",
+        "commit_id_of": "table_files",
         "check_domains": "binding",
         "commit_record": "commits",
         "corrections_since": "corrections",

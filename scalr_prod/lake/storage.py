@@ -37,7 +37,8 @@ _MADE_BY: Final[Mapping[Table, str]] = {
 
 
 #: Beginnings of the names of files that we write into a table's folder: rows, and rows on their way between two tasks.
-WRITTEN_PREFIXES: Final = ("part-", "shuffle-")
+SHUFFLE_PREFIX: Final = "shuffle-"
+WRITTEN_PREFIXES: Final = ("part-", SHUFFLE_PREFIX)
 #: Files that no commit names are kept for so many hours.
 _UNCOMMITTED_HOURS: Final = 24
 
@@ -182,7 +183,9 @@ class TableStore:
         folder = Path(self.uri(table))
         if "://" in self.root or not folder.is_dir():
             return
-        if any(path.name != "_delta_log" and not is_empty(path) for path in folder.iterdir()):
+        # Tasks that wrote to the folder may have been killed before there was a table.
+        others = (path for path in folder.iterdir() if path.name != "_delta_log" and not path.name.startswith(SHUFFLE_PREFIX))
+        if not all(map(is_empty, others)):
             raise self._foreign(table, "contains files, but no Delta table")
 
     def check_ownership(self, opened: Mapping[Table, DeltaTable] | None = None) -> dict[Table, DeltaTable]:

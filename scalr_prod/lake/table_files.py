@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.file_systems import open_file_system
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Most rows of a row group, which a writer holds in memory until it is full.
 ROW_GROUP_ROWS: Final = 65_536
+#: A file's name: its number, what it has in common with the others of its commit, and what it alone has.
+_COMMIT_ID: Final = re.compile(r"part-\d+-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-.+\.parquet")
 #: The log keeps so many characters of the least and greatest text of a file.
 _STATISTICS_CHARACTERS: Final = 32
 _GREATEST_CHARACTER: Final = "\U0010ffff"
@@ -54,7 +58,13 @@ class TableFile:
 
 
 def write_table_file(
-    uri: str, storage_options: Mapping[str, str], batches: Iterable[pa.RecordBatch], schema: pa.Schema, *, number: int
+    uri: str,
+    storage_options: Mapping[str, str],
+    batches: Iterable[pa.RecordBatch],
+    schema: pa.Schema,
+    *,
+    number: int,
+    commit_id: str | None = None,
 ) -> TableFile | None:
     """Write rows to a new file of a table; return None if there are none. A file that is not finished is removed.
 
@@ -64,6 +74,7 @@ def write_table_file(
         batches: The rows, streamed.
         schema: The table's schema.
         number: Part of the file's name, so that names sort like the files.
+        commit_id: A UUID that the files of one commit have in common, see `commit_id_of`; default: one of its own.
     """
     import pyarrow.parquet as pq
 
@@ -71,7 +82,11 @@ def write_table_file(
     first = next(groups, None)
     if first is None:
         return None
-    files, path = open_file_system(uri, storage_options), f"part-{number:05d}-{uuid.uuid4()}-c000.zstd.parquet"
+    # Two attempts of a task never write to one file.
+    files, path = (
+        open_file_system(uri, storage_options),
+        f"part-{number:05d}-{commit_id or uuid.uuid4()}-{uuid.uuid4().hex}.zstd.parquet",
+    )
     written: list[pq.FileMetaData] = []
     options = {"compression": "zstd", "compression_level": 1, "use_dictionary": False, "metadata_collector": written}
     try:
@@ -83,6 +98,12 @@ def write_table_file(
             files.delete_file(path)
         raise
     return TableFile(path, written[0].num_rows, files.get_file_info(path).size, json.dumps(_statistics(written[0])))
+
+
+def commit_id_of(path: str) -> str:
+    """Return what the files of one commit have in common in their names: Delta's writer and ours write a UUID. Of other files, the path."""
+    match = _COMMIT_ID.fullmatch(PurePosixPath(path).name)
+    return path if match is None else match[1]
 
 
 def _iter_row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

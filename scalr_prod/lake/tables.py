@@ -22,7 +22,7 @@ from scalr_prod.lake.table_files import ROW_GROUP_ROWS, TableFile, remove_table_
 from scalr_prod.lake.time_windows import checked_window, is_table_within, is_window_empty, window_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from datetime import datetime
     from typing import Literal, TypeAlias
 
@@ -233,13 +233,19 @@ class Lake(TableStore):
         )
 
     def write_file(
-        self, table: Table, batches: Iterable[pa.RecordBatch], schema: pa.Schema, *, number: int
+        self,
+        table: Table,
+        batches: Iterable[pa.RecordBatch],
+        schema: pa.Schema,
+        *,
+        number: int,
+        commit_id: str | None = None,
     ) -> TableFile | None:
-        """Write rows to a new file in the table's folder, from any process; `replace_with_files` commits it.
+        """Write rows to a new file in the table's folder, from any process; `append_files` and `replace_with_files` commit it.
 
         Arguments as for `write_table_file`.
         """
-        return write_table_file(self.uri(table), self.storage_options, batches, schema, number=number)
+        return write_table_file(self.uri(table), self.storage_options, batches, schema, number=number, commit_id=commit_id)
 
     def remove_files(self, table: Table, files: Iterable[TableFile]) -> None:
         """Remove files of `write_file` that will not be committed; those that are left are removed by `vacuum`."""
@@ -256,14 +262,12 @@ class Lake(TableStore):
         opened: DeltaTable | None = None,
     ) -> CommitResult:
         """Replace the whole table with files of `write_file`, in one commit, once per key; other arguments as for `append`."""
-        actions: list[Any] = [file.to_add_action() for file in files]
-
-        def write(delta: DeltaTable, properties: CommitProperties) -> None:
-            properties.max_commit_retries = 0  # else the commit may land on top of another writer's append
-            delta.create_write_transaction(actions, "overwrite", delta.schema(), commit_properties=properties)
-            delta.load_as_version(expected_version + 1)  # Delta leaves the opened table at the version before
-
+        write = _files_write(files, "overwrite", expected_version)
         return commit_once(self, table, key, write, expected_version=expected_version, metadata=metadata, opened=opened)
+
+    def append_files(self, table: Table, files: Iterable[TableFile], *, key: str, expected_version: int) -> CommitResult:
+        """Append files of `write_file`, in one commit, once per key; other arguments as for `append`."""
+        return commit_once(self, table, key, _files_write(files, "append", expected_version), expected_version=expected_version)
 
     def replace_window(
         self,
@@ -442,6 +446,20 @@ class Lake(TableStore):
             )
 
         return commit_once(self, table, key, write, **commit)
+
+
+def _files_write(
+    files: Iterable[TableFile], mode: Literal["append", "overwrite"], expected_version: int
+) -> Callable[[DeltaTable, CommitProperties], None]:
+    """Return what commits files on top of a version of a table."""
+    actions: list[Any] = [file.to_add_action() for file in files]
+
+    def write(delta: DeltaTable, properties: CommitProperties) -> None:
+        properties.max_commit_retries = 0  # else the commit may land on top of another writer's
+        delta.create_write_transaction(actions, mode, delta.schema(), commit_properties=properties)
+        delta.load_as_version(expected_version + 1)  # Delta leaves the opened table at the version before
+
+    return write
 
 
 def _writer_properties() -> WriterProperties:

@@ -10,21 +10,25 @@ from scalr_prod.core.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from scalr_prod.privacy.measurement import (
         PrivacyReport,
+        RunAttacks,
+        attack_run,
         describe_privacy,
         measure_privacy,
-        measure_run_membership,
         privacy_file,
     )
+    from scalr_prod.privacy.promise import PROMISE
 
-__all__ = ["PrivacyReport", "describe_privacy", "measure_privacy", "measure_run_membership", "privacy_file"]
+__all__ = ["PROMISE", "PrivacyReport", "RunAttacks", "attack_run", "describe_privacy", "measure_privacy", "privacy_file"]
 
 __getattr__ = lazy_exports(
     __name__,
     {
+        "PROMISE": "promise",
         "PrivacyReport": "measurement",
+        "RunAttacks": "measurement",
+        "attack_run": "measurement",
         "describe_privacy": "measurement",
         "measure_privacy": "measurement",
-        "measure_run_membership": "measurement",
         "privacy_file": "measurement",
     },
 )

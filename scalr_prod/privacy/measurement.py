@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.atomic_io import write_json
@@ -15,6 +15,7 @@ from scalr_prod.ledger import Ledger, run_folder
 from scalr_prod.privacy.anonymity_risks import measure_risks
 from scalr_prod.privacy.evidence import measure_evidence
 from scalr_prod.privacy.membership import PUBLISHED_ATTACKS, measure_membership
+from scalr_prod.privacy.promise import PROMISE
 from scalr_prod.privacy.run_rows import find_run_files, open_run_rows, read_run_rows
 from scalr_prod.privacy.shadow_draws import ShadowDraws
 from scalr_prod.privacy.source_inference import SourceInference, measure_newcomers_source_inference, measure_source_inference
@@ -32,11 +33,6 @@ if TYPE_CHECKING:
     from scalr_prod.privacy.attack_statistics import AttackRisk, AttackSuccess
 
 
-#: What a reader of the figures may conclude.
-PROMISE: Final = (
-    "These attacks were measured and succeeded as often as shown. Stronger ones may exist: no differential privacy (ε) is claimed, and "
-    "published rows are not anonymous. A user's rows follow from the user's source history."
-)
 _SAYS: Final = {
     "own_rows": "the user's own published rows",
     "closest_row_set": "the most similar rows of another user",
@@ -198,14 +194,45 @@ def measure_privacy(settings: Settings, run_id: str | None = None) -> PrivacyRep
     return report
 
 
-def measure_run_membership(settings: Settings, spec: RunSpec, files: list[Path]) -> dict[str, AttackSuccess]:
-    """Measure the membership attacks of `PUBLISHED_ATTACKS` on a run's rows in given files."""
+@dataclass(frozen=True)
+class RunAttacks:
+    """Success of the attacks on rows in given files, which the quality gate bounds.
+
+    Attributes:
+        membership: Those of `PUBLISHED_ATTACKS`; empty if there are too few users, or if they were not asked for.
+        risks: See `PrivacyReport`; empty likewise.
+    """
+
+    membership: Mapping[str, AttackSuccess] = field(default_factory=dict)
+    risks: Mapping[str, AttackRisk] = field(default_factory=dict)
+
+
+def attack_run(
+    settings: Settings, spec: RunSpec, files: list[Path], *, membership: bool = True, risks: bool = True
+) -> RunAttacks:
+    """Attack a run's rows in given files.
+
+    Args:
+        settings: The project's settings.
+        spec: The run.
+        files: Parquet files of its rows.
+        membership: Whether to measure membership inference.
+        risks: Whether to measure singling-out, linkability and inference.
+
+    Raises:
+        TranslatorNotFound: The run's translator version no longer exists.
+    """
     with _opened(settings, spec, files) as connection:
         rows = read_run_rows(connection, settings, load_version(settings, spec.translator_version))
-        shadow = ShadowDraws.open(connection, settings, spec, rows)
-        newcomers = ShadowDraws.open(connection, settings, spec, rows, newcomers_of=shadow)
-        found = measure_membership(rows, shadow, newcomers, mode=spec.mode, is_aligned=_is_aligned(spec))
-    return {name: found[name] for name in PUBLISHED_ATTACKS if name in found}
+        shadow, found = ShadowDraws.open(connection, settings, spec, rows), RunAttacks()
+        options: dict[str, Any] = {"mode": spec.mode, "is_aligned": _is_aligned(spec)}
+        if membership:
+            newcomers = ShadowDraws.open(connection, settings, spec, rows, newcomers_of=shadow)
+            success = measure_membership(rows, shadow, newcomers, **options)
+            found = replace(found, membership={name: success[name] for name in PUBLISHED_ATTACKS if name in success})
+        if risks:
+            found = replace(found, risks=measure_risks(rows, shadow, **options))
+    return found
 
 
 def _is_aligned(spec: RunSpec) -> bool:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scalr_prod.quality.gate import validate_run
     from scalr_prod.quality.gate_report import GateReport, RuleOutcome
     from scalr_prod.quality.information import MIN_USERS
+    from scalr_prod.quality.range_audit import ValidatedPart
     from scalr_prod.quality.rule_protocol import AuditedRun, FigureRule, GateRule, RowRule
     from scalr_prod.quality.suites import write_suite
     from scalr_prod.quality.training_set import row_rules_digest, validate_training_set
@@ -32,6 +33,7 @@ __all__ = [
     "GateRule",
     "RowRule",
     "RuleOutcome",
+    "ValidatedPart",
     "Verdict",
     "check_dataset",
     "export_contract",
@@ -58,6 +60,7 @@ __getattr__ = lazy_exports(
         "MIN_USERS": "information",
         "RowRule": "rule_protocol",
         "RuleOutcome": "gate_report",
+        "ValidatedPart": "range_audit",
         "Verdict": "verdict",
         "check_dataset": "dataset_check",
         "export_contract": "contract_export",

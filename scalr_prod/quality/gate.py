@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -24,9 +25,10 @@ from scalr_prod.quality.gate_report import GateReport, describe_failures
 from scalr_prod.quality.gx_engine import open_gx_session
 from scalr_prod.quality.gx_inspections import validate_columns, validate_figures, validate_rows
 from scalr_prod.quality.information import information_figures
+from scalr_prod.quality.loop_drift import LoopStart, measure_loop_drift, warn_on_loop_drift
 from scalr_prod.quality.outputs import move_accepted, write_quarantine
 from scalr_prod.quality.pooling import pool_small_run
-from scalr_prod.quality.privacy_rules import membership_figures
+from scalr_prod.quality.privacy_rules import attack_figures, privacy_card
 from scalr_prod.quality.rule_protocol import AuditedRun
 from scalr_prod.quality.rule_set import RuleSet
 from scalr_prod.quality.rules import EVENT_COLUMNS
@@ -68,9 +70,10 @@ def validate_run(settings: Settings, run_id: str, *, progress: bool = False) -> 
         GenerationError: The run's candidates are missing.
     """
     with Ledger.open(settings) as ledger, ledger.leases.hold(run_id):
-        run = ledger.runs.get(run_id)
-        record = next((model for model in ledger.models.find() if model.version == run.spec.translator_version), None)
-        report = _verdict(settings, run, record, ledger.publications.find(), progress=progress)
+        run, publications = ledger.runs.get(run_id), ledger.publications.find()
+        record = _translator_record(ledger, run.spec)
+        loop = _loop_start(ledger, publications)
+        report = _verdict(settings, run, record, publications, loop, progress=progress)
         if run.state in _AUDITABLE:
             state = RunState.VALIDATED if report.passed else RunState.REJECTED
             ledger.runs.set_state(run_id, state, cause=_summary(report))
@@ -79,8 +82,27 @@ def validate_run(settings: Settings, run_id: str, *, progress: bool = False) -> 
     return report
 
 
+def _translator_record(ledger: Ledger, spec: RunSpec) -> ModelVersion | None:
+    return next((model for model in ledger.models.find() if model.version == spec.translator_version), None)
+
+
+def _loop_start(ledger: Ledger, publications: Sequence[Publication]) -> LoopStart | None:
+    """Return when synthetic events were first published, with the translator that drew them; None: not yet."""
+    published = {one.published_at: one.run_id for one in publications if one.published_at is not None}
+    if not published:
+        return None
+    first = min(published)
+    return LoopStart(first, _translator_record(ledger, ledger.runs.get(published[first]).spec))
+
+
 def _verdict(
-    settings: Settings, run: Run, record: ModelVersion | None, publications: Sequence[Publication], *, progress: bool
+    settings: Settings,
+    run: Run,
+    record: ModelVersion | None,
+    publications: Sequence[Publication],
+    loop: LoopStart | None,
+    *,
+    progress: bool,
 ) -> GateReport:
     folder = run_folder(settings.home, run.run_id)
     stored, auditable = _read(folder / "gate.json"), run.state in _AUDITABLE
@@ -117,6 +139,10 @@ def _verdict(
             return report
     with track("audit", show=progress) as count:
         report = _audit(settings, run.spec, record, folder, files, rule_set, reference)
+        if loop is not None and settings.quality.max_loop_drift_warn:
+            figures = measure_loop_drift(Lake.open(settings), run.spec, loop, record)
+            warn_on_loop_drift(figures, settings.quality)
+            report = replace(report, figures={**report.figures, **figures})
         count(report.rows)
     if auditable or report.passed:  # a published run keeps the verdict that it was published with
         write_json(folder / "gate.json", {"inputs": inputs, "report": report.to_json()})
@@ -213,7 +239,7 @@ def _audit(
                 "translator_facts_differing": _differing(spec, record)
             }
             figures |= information_figures(record) | calibration_figures(record, quality)
-            figures |= membership_figures(settings, spec, files)
+            figures |= attack_figures(settings, spec, files)
             if reference is not None:
                 figures |= measure_drift(*zip(*audit.rows.values, strict=True))
                 warn_on_drift(figures, quality, reference)
@@ -221,6 +247,7 @@ def _audit(
             pooled = pool_small_run(audit, spec, Lake.open(settings), bounds, figures)
             figures |= pooled.figures
             by_run = validate_figures(inspector, _SUITE, spec.run_id, figures, pooled.rules)
+            inspector.annotate(f"{_SUITE}_figures", privacy_card(figures))
             figures |= {"pooled_since": pooled.since} if pooled.since else {}
             figures["by_source"] = audit.counts_by_source()
             if reference is not None:

@@ -107,6 +107,12 @@ class GxSession:
         )
         return [_finding(check.rule, found[check.rule], count) for check in checks]
 
+    def annotate(self, suite: str, notes: str) -> None:
+        """Add notes, in Markdown, to a suite's page in the data docs; call before `build_docs`."""
+        found = self._context.suites.get(suite)
+        found.notes = notes
+        found.save()
+
     def build_docs(self) -> None:
         """Add all results to the data docs, in one build because most of its cost is fixed."""
         build_data_docs(self._context, self._results, self._results.values())

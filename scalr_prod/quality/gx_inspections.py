@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from scalr_prod.quality.gate_report import RuleOutcome, format_value
 from scalr_prod.quality.gx_engine import ExpectationSpec
+from scalr_prod.quality.range_audit import first_examples
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from scalr_prod.quality.gx_engine import GxSession
+    from scalr_prod.quality.range_audit import JudgedRange
     from scalr_prod.quality.row_verdicts import RowVerdicts
-    from scalr_prod.quality.rule_protocol import FigureRule
+    from scalr_prod.quality.rule_protocol import FigureRule, RowRule
 
 
 def validate_columns(
@@ -63,6 +65,33 @@ def validate_rows(
             checked=finding.checked,
             failed=finding.failed,
             examples=verdicts.examples(rule) if finding.failed else (),
+        )
+        for rule, finding in zip(rules, findings, strict=True)
+    ]
+
+
+def validate_row_counts(
+    session: GxSession, suite: str, subject: str, rules: Sequence[RowRule], ranges: Sequence[JudgedRange]
+) -> list[RuleOutcome]:
+    """Validate every rule over every row of some ranges, of which there is at least one, from the number of rows that break it."""
+    import pyarrow as pa
+
+    checks = [
+        ExpectationSpec(rule.name, rule.description, "ExpectColumnValuesToBeBetween", {"column": rule.name, "max_value": 0})
+        for rule in rules
+    ]
+    broken = pa.table({rule.name: [judged.broken[rule.name] for judged in ranges] for rule in rules})
+    findings = session.validate(f"{suite}_rows", subject, broken, checks)
+    session.annotate(f"{suite}_rows", "A value is the number of rows in a range of label times that break the rule.")
+    return [
+        RuleOutcome(
+            rule.name,
+            rule.description,
+            "row",
+            success=finding.success,
+            checked=sum(judged.rows for judged in ranges),
+            failed=sum(judged.broken[rule.name] for judged in ranges),
+            examples=first_examples(rule.name, ranges),
         )
         for rule, finding in zip(rules, findings, strict=True)
     ]

@@ -11,7 +11,7 @@ from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.workspace import timestamp_literal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from scalr_prod.config import Settings
@@ -21,40 +21,49 @@ if TYPE_CHECKING:
 
 
 _MEMBERSHIP: Final = "membership_is_not_inferable"
+_RISK: Final = "users_are_not_singled_out_linked_or_inferred"
 _EVIDENCE: Final = "item_had_enough_users"
-#: Smallest number of attacked users for the rule to apply. In smaller logs each user changes any translator measurably.
+#: Smallest number of attacked users, or of guesses, for a rule on attacks to apply. In smaller logs each user changes any translator
+#: measurably.
 _MIN_USERS: Final = 500
 
 
-def membership_figures(settings: Settings, spec: RunSpec, files: Sequence[Path]) -> dict[str, Any]:
-    """Attack a run's candidates; empty if ``max_membership_auc`` is 1.
+def attack_figures(settings: Settings, spec: RunSpec, files: Sequence[Path]) -> dict[str, Any]:
+    """Attack a run's candidates by what ``max_membership_auc`` and ``max_anonymity_risk`` bound; empty if both are 1.
 
     Returns:
-        ``membership_auc_…`` of each attack; ``membership_auc_low``, the largest lower end of their intervals; and ``membership_users``,
-        the number of attacked users, 0 if there were too few or the translator is no longer there.
+        ``membership_auc_…`` and ``anonymity_risk_…`` of each attack; ``membership_auc_low`` and ``anonymity_risk_low``, the largest lower
+        ends of their intervals; and ``membership_users`` and ``anonymity_guesses``, the numbers of attacked users and of guesses, 0 if
+        there were too few or the translator is no longer there.
     """
-    if settings.quality.max_membership_auc >= 1:
+    membership, risks = settings.quality.max_membership_auc < 1, settings.quality.max_anonymity_risk < 1
+    if not (membership or risks):
         return {}
-    from scalr_prod.privacy import measure_run_membership
+    from scalr_prod.privacy import RunAttacks, attack_run
 
     try:
-        found = measure_run_membership(settings, spec, list(files)) if files else {}
+        found = attack_run(settings, spec, list(files), membership=membership, risks=risks) if files else RunAttacks()
     except TranslatorNotFound:
-        found = {}
-    return {
-        **{f"membership_auc_{name}": success.auc.value for name, success in found.items()},
-        "membership_auc_low": max((success.auc.ci95[0] for success in found.values()), default=0.0),
-        "membership_users": max((success.users for success in found.values()), default=0),
-    }
+        found = RunAttacks()
+    figures: dict[str, Any] = {}
+    if membership:
+        figures |= {f"membership_auc_{name}": success.auc.value for name, success in found.membership.items()}
+        figures["membership_auc_low"] = max((success.auc.ci95[0] for success in found.membership.values()), default=0.0)
+        figures["membership_users"] = max((success.users for success in found.membership.values()), default=0)
+    if risks:
+        figures |= {f"anonymity_risk_{name}": attack.risk.value for name, attack in found.risks.items()}
+        figures["anonymity_risk_low"] = max((attack.risk.ci95[0] for attack in found.risks.values()), default=0.0)
+        figures["anonymity_guesses"] = max((attack.guesses for attack in found.risks.values()), default=0)
+    return figures
 
 
 class PrivacyRules:
-    """Rules on membership inference, and on the number of users behind a row."""
+    """Rules on attacks, and on the number of users behind a row."""
 
-    version = 2
+    version = 3
 
     def rules(self, run: AuditedRun) -> list[RowRule | FigureRule]:
-        """Return the rules that ``max_membership_auc`` and ``min_evidence_users`` ask for; none by default."""
+        """Return the rules that ``max_membership_auc``, ``max_anonymity_risk`` and ``min_evidence_users`` ask for; none by default."""
         quality, found = run.quality, list[RowRule | FigureRule]()
         if quality.min_evidence_users:
             trained = timestamp_literal(run.spec.translator_trained_until)
@@ -78,16 +87,46 @@ class PrivacyRules:
                     min_sample=_MIN_USERS,
                 )
             )
+        if quality.max_anonymity_risk < 1:
+            found.append(
+                FigureRule(
+                    _RISK,
+                    "no attack singles users out, links or infers their events because they trained the translator: the lower end of the "
+                    f"95 % interval of its risk is at most {quality.max_anonymity_risk:g}",
+                    "anonymity_risk_low",
+                    high=quality.max_anonymity_risk,
+                    sample="anonymity_guesses",
+                    min_sample=_MIN_USERS,
+                )
+            )
         return found
+
+
+def privacy_card(figures: Mapping[str, Any]) -> str:
+    """Return the data docs' statement, in Markdown, of what was measured of a run's rows, and of what is and is not promised."""
+    from scalr_prod.privacy import PROMISE
+
+    limits = {
+        "membership_auc": "AUC; 0.5 is chance level",
+        "anonymity_risk": "0: training on the users helps the attack nowhere",
+    }
+    measured = [
+        f"- {name}: {value:.3f} ({meaning})"
+        for prefix, meaning in limits.items()
+        for name, value in figures.items()
+        if name.startswith(prefix) and not name.endswith("_low")
+    ]
+    unmeasured = "The gate did not attack these rows. `scalr privacy` does, and the run's report shows what it found."
+    return "\n".join([f"**Privacy.** {PROMISE}\n", *(measured or [unmeasured])])
 
 
 def extend_next_step(report: GateReport, default: str) -> str:
     """Add what to do if a rule of this module was broken."""
     broken = {rule.rule for rule in report.failures}
-    if _MEMBERSHIP in broken:
+    if attacks := broken & {_MEMBERSHIP, _RISK}:
         default += (
-            f"; for {_MEMBERSHIP}: scalr privacy shows which attack succeeds. Remove the estimator that repeats training events, translate "
-            'with [generation] mode = "backfill" and exclude_consumed = true, and train again'
+            f"; for {' and '.join(sorted(attacks))}: scalr privacy shows which attack succeeds. Remove the estimator that repeats training "
+            'events, translate with [generation] mode = "backfill" and exclude_consumed = true, and train again'
         )
     if _EVIDENCE in broken:
         default += f'; for {_EVIDENCE}: set [quality] policy = "quarantine", or lower [translator] max_target_items or min_evidence_users'

@@ -7,11 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.quality.rule_set import unusable_rule_error
-from scalr_prod.workspace import escape_glob, quote_literal, read_parquet_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from scalr_prod.quality.rule_protocol import RowRule
 
@@ -54,32 +52,18 @@ class RowVerdicts:
         return row
 
 
-def write_verdicts(
-    connection: Any, select: str, rules: Sequence[RowRule], *, columns: Sequence[str], shown: Sequence[str], path: Path
-) -> RowVerdicts:
-    """Apply every rule to every row of a query, and write the verdicts to a Parquet file.
+def create_verdicts_table(connection: Any, name: str, select: str, rules: Sequence[RowRule], *, columns: Sequence[str]) -> None:
+    """Apply every rule to every row of a query, and store the verdicts in a temporary table.
 
     Args:
         connection: DuckDB.
+        name: Name of the table.
         select: The query, with ``{columns}`` in place of its select list.
         rules: Rules over the columns of the query.
         columns: Expressions of the rows' own columns to keep.
-        shown: Columns that identify a row in examples.
-        path: The file.
 
     Raises:
         QualityError: A rule's expression cannot be computed; the error names the rule.
-    """
-    with _naming_the_rule(connection, select, rules):
-        query = _verdicts_sql(select, rules, columns)
-        connection.execute(f"COPY ({query}) TO {quote_literal(str(path))} (FORMAT parquet)")
-    return RowVerdicts(connection, rules, shown, f"FROM {read_parquet_sql([escape_glob(path)])}")
-
-
-def create_verdicts_table(connection: Any, name: str, select: str, rules: Sequence[RowRule], *, columns: Sequence[str]) -> None:
-    """Apply every rule to every row of a query, and store the verdicts in a temporary table of this name.
-
-    Other arguments and errors as for `write_verdicts`.
     """
     with _naming_the_rule(connection, select, rules):
         connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {_verdicts_sql(select, rules, columns)}")

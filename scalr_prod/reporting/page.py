@@ -211,7 +211,10 @@ def _translator_metrics(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
         for domain, counts in manifest.get("vocabulary", {}).items()
         if counts["kept"] < counts["items"]
     ]
-    return {"rows": rows, "events": everybody["mixture"]["events"], "information": information, "left_out": left_out}
+    events = everybody["mixture"]["events"]
+    alone = min((everybody[name]["events"] for name in names if name in everybody), default=events)
+    sampled = alone if alone < events else None  # earlier versions measured all on the same events
+    return {"rows": rows, "events": events, "sampled": sampled, "information": information, "left_out": left_out}
 
 
 def _calibration_section(bins: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

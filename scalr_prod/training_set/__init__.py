@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from scalr_prod.training_set.export import ExportReport
     from scalr_prod.training_set.manifest import list_versions
     from scalr_prod.training_set.reader import TrainingSet
-    from scalr_prod.training_set.row_weights import confidence_multipliers, real_to_synthetic
+    from scalr_prod.training_set.row_weights import confidence_multipliers, discount_popularity, real_to_synthetic
     from scalr_prod.training_set.splits import count_rows, ensure_run_fits_splits
     from scalr_prod.training_set.vocabulary import IdVocabulary
 
@@ -28,6 +28,7 @@ __all__ = [
     "build_training_set",
     "confidence_multipliers",
     "count_rows",
+    "discount_popularity",
     "ensure_run_fits_splits",
     "layout_reason",
     "list_versions",
@@ -45,6 +46,7 @@ __getattr__ = lazy_exports(
         "build_training_set": "build",
         "confidence_multipliers": "row_weights",
         "count_rows": "splits",
+        "discount_popularity": "row_weights",
         "ensure_run_fits_splits": "splits",
         "layout_reason": "build",
         "list_versions": "manifest",

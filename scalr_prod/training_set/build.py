@@ -18,7 +18,7 @@ from scalr_prod.core.timestamps import micros_to_datetime, to_micros
 from scalr_prod.errors import TrainingSetBusy, TrainingSetError
 from scalr_prod.features import open_external_features, service_sources
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, PROVENANCE_COLUMNS, SPLIT, Table
-from scalr_prod.training_set.assemble import assemble_partitions
+from scalr_prod.training_set.assemble import assemble_partitions, plan_assembly
 from scalr_prod.training_set.input_changes import EVENT_TABLES
 from scalr_prod.training_set.label_window import LabelWindow
 from scalr_prod.training_set.manifest import (
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from scalr_prod.features import ExternalFeatures
     from scalr_prod.lake import Lake
     from scalr_prod.training_set.assemble import AssembledVersion
+    from scalr_prod.training_set.build_tasks import BuildTasks
     from scalr_prod.training_set.input_changes import InputTables
 
 
@@ -68,7 +69,17 @@ _MAX_SYNTHETIC_RATIO: Final = 10
 #: Settings that have no effect without external features.
 _EXTERNAL: Final = ("features", "features_repo", "feature_keys")
 #: Settings that do not affect rows (``task`` only requires negatives), or that `_read_inputs` resolves: the window, its splits, and λ.
-_NOT_HASHED: Final = ("name", "cutoff", "start", "splits", "suite", "task", "synthetic_weight", "segment_weights")
+_NOT_HASHED: Final = (
+    "name",
+    "cutoff",
+    "start",
+    "splits",
+    "suite",
+    "task",
+    "synthetic_weight",
+    "segment_weights",
+    "popularity_discount",
+)
 
 
 @dataclass(frozen=True)
@@ -312,10 +323,11 @@ def _read_inputs(settings: Settings, lake: Lake) -> _BuildInputs:
         "settings": options.model_dump(mode="json", exclude={*_NOT_HASHED, *(_EXTERNAL if external is None else ())})
         | {
             "lambda": list(options.resolved_segment_weights),
-            "real_to_synthetic": measure_real_to_synthetic(opened, window.train)
+            "real_to_synthetic": measure_real_to_synthetic(opened, window.train, options.popularity_discount)
             if any(options.resolved_segment_weights)
             else 1.0,
         }
+        | ({"popularity_discount": options.popularity_discount} if options.popularity_discount else {})
         | ({"sparse_below": settings.downstream.sparse_below} if options.is_weighted_by_segment else {})
         | (holdout.to_run_settings() if holdout else {})
         | ({CANARY_COLUMN: canary.to_json()} if canary else {})
@@ -345,51 +357,64 @@ def _all_known(lake: Lake) -> datetime:
 
 def _stage(settings: Settings, lake: Lake, inputs: _BuildInputs, home: Path, folder: Path, *, progress: bool) -> dict[str, Any]:
     """Build the version in the staging folder, run the quality gate on it, and return its manifest."""
-    from scalr_prod.quality import row_rules_digest, validate_training_set
+    from scalr_prod.training_set.build_tasks import open_build_tasks
     from scalr_prod.training_set.input_changes import InputTables
     from scalr_prod.training_set.vocabulary import write_vocabulary
-    from scalr_prod.workspace import open_duckdb
 
     if inputs.window.splits and any(inputs.values["settings"]["lambda"]):
         ensure_synthetic_in_train(inputs.opened[Table.SYNTHETIC_TARGET_EVENTS], inputs.window)
-    version = folder / "version"
-    for below in (ROWS_FOLDER, IDS_FOLDER):
-        (version / below).mkdir(parents=True)
+    version, staging = folder / "version", folder / "tasks"
+    for new in (version / ROWS_FOLDER, version / IDS_FOLDER, staging):
+        new.mkdir(parents=True)
     features = service_sources(settings, settings.training_set.feature_service)
     if inputs.external is not None:
         features = features.merge(inputs.external.sources)
         inputs.external.join(_spine(lake))  # fail early: wrong key type, missing column
     tables = InputTables({table: inputs.opened[table] for table in EVENT_TABLES}, features, inputs.external)
     states = tables.states()
-    assembled = assemble_partitions(settings, inputs.window, inputs.values, tables, home, folder, progress=progress)
-    if not sum(partition.statistics.real for partition in assembled.partitions):
-        raise _no_real_events(lake, inputs.window)
-    with open_duckdb(settings, folder) as connection:
-        write_vocabulary(connection, sorted((version / IDS_FOLDER).glob("*.parquet")), version)
-    if changed := _changed_inputs(settings, lake, inputs, tables):
-        raise TrainingSetBusy(
-            f"tables changed while the training set was built: {', '.join(changed)}",
-            where=settings.lake_url,
-            next_step="run the command again",
-        )
-    manifest = _describe(
-        inputs,
-        version,
-        assembled,
-        tables,
-        feature_service=settings.training_set.feature_service,
-        history_length=settings.histories.length,
-        negatives_per_event=settings.training_set.negatives_per_event,
-    ) | {"tables": states}
-    _check_labels(settings.training_set.task, inputs.window, manifest)
-    ensure_real_events(manifest.get("splits", {}))
-    digest = row_rules_digest(manifest)
-    previous = assembled.previous
-    validated = assembled.reused_files if previous is not None and previous.manifest["judged_by"] == digest else {}
-    validate_training_set(
-        settings, version / ROWS_FOLDER, manifest, validated_files={(version / name).name for name in validated}
-    )
-    return manifest | {"judged_by": digest}
+    plan = plan_assembly(settings, inputs.window, inputs.values, tables, home)
+    with open_build_tasks(settings, staging, tasks=plan.tasks, work_s=plan.work_s) as tasks:
+        assembled = assemble_partitions(plan, tasks, version, progress=progress)
+        if not sum(partition.statistics.real for partition in assembled.partitions):
+            raise _no_real_events(lake, inputs.window)
+        ids = sorted((version / IDS_FOLDER).glob("*.parquet"))
+        write_vocabulary(tasks.executor, tasks.share(version, ids), tasks.folder, version)
+        if changed := _changed_inputs(settings, lake, inputs, tables):
+            raise TrainingSetBusy(
+                f"tables changed while the training set was built: {', '.join(changed)}",
+                where=settings.lake_url,
+                next_step="run the command again",
+            )
+        manifest = _describe(
+            inputs,
+            version,
+            assembled,
+            tables,
+            feature_service=settings.training_set.feature_service,
+            history_length=settings.histories.length,
+            negatives_per_event=settings.training_set.negatives_per_event,
+        ) | {"tables": states}
+        _check_labels(settings.training_set.task, inputs.window, manifest)
+        ensure_real_events(manifest.get("splits", {}))
+        return manifest | {"judged_by": _validate(settings, tasks, assembled, version, manifest)}
+
+
+def _validate(
+    settings: Settings, tasks: BuildTasks, assembled: AssembledVersion, version: Path, manifest: Mapping[str, Any]
+) -> str:
+    """Run the quality gate on the partitions that it has not passed yet by the same rules, and return the digest of these."""
+    from scalr_prod.quality import ValidatedPart, row_rules_digest, validate_training_set
+
+    digest, previous = row_rules_digest(manifest), assembled.previous
+    known = assembled.reused if previous is not None and previous.manifest["judged_by"] == digest else []
+    validated = {name for part in known for name in part.files}
+    files = [version / name for name in rows_files(manifest["files"]) if name not in validated]
+    parts = [
+        ValidatedPart(part.statistics.rows, part.statistics.synthetic, part.statistics.first, part.statistics.last)
+        for part in known
+    ]
+    validate_training_set(settings, files, tasks.share(version, files), manifest, tasks.executor, validated=parts)
+    return digest
 
 
 def _changed_inputs(settings: Settings, lake: Lake, inputs: _BuildInputs, tables: InputTables) -> list[str]:

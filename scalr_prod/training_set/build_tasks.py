@@ -4,23 +4,23 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from scalr_prod.compute import open_executor, shuffle_folder
+from scalr_prod.compute import SharedFiles, ShuffleFolder, open_executor, shuffle_folder
 from scalr_prod.features import StoreSnapshot, open_feature_store
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 from scalr_prod.workspace import open_duckdb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     from duckdb import DuckDBPyConnection
 
-    from scalr_prod.compute import Executor, ShuffleFolder
+    from scalr_prod.compute import Executor
     from scalr_prod.config import Settings
 
 
@@ -33,16 +33,29 @@ class BuildTasks:
         connection: DuckDB connection of this process.
         folder: Where tasks write what later tasks and this process read.
         store: The project's Feast store.
+        taken: File of this machine → its path in the folder, of files that tasks wrote and read again.
     """
 
     executor: Executor
     connection: DuckDBPyConnection
     folder: ShuffleFolder
     store: StoreSnapshot
+    taken: dict[Path, str] = field(default_factory=dict)
 
     def open_inner_folder(self) -> AbstractContextManager[ShuffleFolder]:
         """Open a folder for rows that are removed before the others."""
         return shuffle_folder(self.folder.root, self.folder.storage_options)
+
+    def take(self, path: str, destination: Path) -> None:
+        """Move a file that a task wrote to a path on this machine. Workers elsewhere keep theirs until the end, to read it again."""
+        self.folder.take(path, destination, keep=not self.executor.is_local)
+        self.taken[destination] = path
+
+    def share(self, root: Path, files: Sequence[Path]) -> SharedFiles:
+        """Return where tasks read files below a folder of this machine: in place, or where tasks wrote them, or copied there."""
+        if self.executor.is_local:
+            return SharedFiles(ShuffleFolder(str(root)), [file.relative_to(root).as_posix() for file in files])
+        return SharedFiles(self.folder, [self.taken.get(file) or self.folder.put(file) for file in files])
 
 
 @contextmanager

@@ -70,8 +70,8 @@ def write_partitions(
     calls = ((job, group, features.get(number)) for number, group in enumerate(groups))
     for written in tasks.executor.map(_write_files, calls):
         for file in written:
-            job.folder.take(file.rows, folder / ROWS_FOLDER / file.name)
-            job.folder.take(file.ids, folder / IDS_FOLDER / file.name)
+            tasks.take(file.rows, folder / ROWS_FOLDER / file.name)
+            tasks.take(file.ids, folder / IDS_FOLDER / file.name)
     if not features:
         advance(rows)
     files: dict[Period, tuple[str, ...]] = {}

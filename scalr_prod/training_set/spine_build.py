@@ -185,7 +185,11 @@ def _job(
     holdout = Holdout.from_settings(settings)
     experiments = (HELD_OUT_COLUMN, holdout), (CANARY_COLUMN, Canary.from_settings(settings))
     marks = {name: experiment.membership_sql(USER_ID) for name, experiment in experiments if experiment is not None}
-    columns = {table: _columns(delta, (*KEYS, *_COLUMNS[table])) for table, delta in plan.events.items()}
+    discounted = (Table.SYNTHETIC_TARGET_EVENTS,) if options.popularity_discount else ()
+    columns = {
+        table: _columns(delta, (*KEYS, *_COLUMNS[table], *(("probability",) if table in discounted else ())))
+        for table, delta in plan.events.items()
+    }
     types = (columns[Table.TARGET_EVENTS].field(name).type for name in (USER_ID, ITEM_ID))
     schema = spine_schema(*types, flags=tuple(marks), parts=bool(window.splits))
     negatives = NegativeDraws(options.negatives_per_event, options.negative_sampling, options.seed, plan.spans)
@@ -200,6 +204,7 @@ def _job(
             settings.downstream.sparse_below if options.is_weighted_by_segment else None,
             # Exclude synthetic events that a user got before being held out.
             "true" if holdout is None else f"NOT {holdout.membership_sql(USER_ID)}",
+            options.popularity_discount,
         ),
         negatives=negatives if options.negatives_per_event else None,
         schema=schema,

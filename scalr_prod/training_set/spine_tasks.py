@@ -18,6 +18,7 @@ from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER
 from scalr_prod.training_set.negatives import KnownItems, draw_user_negatives, item_times_sql
 from scalr_prod.training_set.periods import DAY_US, Period, utc_day
 from scalr_prod.training_set.previous_version import PartitionStatistics
+from scalr_prod.training_set.row_weights import weight_sql
 from scalr_prod.training_set.spine import KEYS, LABEL_COLUMNS, SpineChunk
 from scalr_prod.training_set.splits import keep_known_by_split_end
 
@@ -55,11 +56,13 @@ class SyntheticRule:
         multipliers: Factors for their confidence: one each for users that are cold, sparse and dense in the target domain.
         sparse_below: Number of real events below which a user counts as sparse; None: all segments have one multiplier.
         is_treated: SQL of whether a user gets synthetic rows.
+        discount: ``[training_set] popularity_discount``.
     """
 
     multipliers: SegmentWeights
     sparse_below: int | None
     is_treated: str
+    discount: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -269,7 +272,7 @@ def _labelled_synthetic_sql(job: SpineJob, events: str) -> str:
         f"{rule.multipliers.cold!r}::DOUBLE" if rule.sparse_below is None else _by_segment(rule.multipliers, rule.sparse_below)
     )
     return f"""
-        SELECT {", ".join(KEYS)}, 1::TINYINT AS label, (weight * {multiplier})::FLOAT AS weight, true AS is_synthetic,
+        SELECT {", ".join(KEYS)}, 1::TINYINT AS label, ({weight_sql(multiplier, rule.discount)})::FLOAT AS weight, true AS is_synthetic,
             run_id, source_domain, {multiplier} > 0 AND {rule.is_treated} AS {_WANTED}
         FROM {events} WHERE {within_sql(job.spans)}"""
 

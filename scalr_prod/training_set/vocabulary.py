@@ -11,16 +11,16 @@ import numpy as np
 from scalr_prod.core.id_index import IdIndex
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.schemas import ITEM_ID, USER_ID
-from scalr_prod.workspace import parquet_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
     from numpy.typing import NDArray
     from pyarrow.fs import FileSystem
+
+    from scalr_prod.compute import Executor, SharedFiles, ShuffleFolder
 
 
 #: Folder of a version with one Parquet file of sorted ids per kind.
@@ -160,18 +160,30 @@ def write_ids(rows: pa.Table, path: str | Path, files: FileSystem | None = None)
     pq.write_table(pa.table(columns), path, filesystem=files, compression="zstd")
 
 
-def write_vocabulary(connection: DuckDBPyConnection, ids: Sequence[Path], folder: Path) -> None:
-    """Write all ids of a version, sorted, one Parquet file per kind.
+def write_vocabulary(executor: Executor, ids: SharedFiles, output: ShuffleFolder, folder: Path) -> None:
+    """Write all ids of a version, sorted, one Parquet file per kind, in a task each.
 
     Args:
-        connection: A DuckDB connection.
-        ids: Files that `write_ids` wrote, one per file of rows.
+        executor: Runs the tasks.
+        ids: Files that `write_ids` wrote, one per file of rows; at least one.
+        output: Where tasks write.
         folder: The version's folder.
     """
+    for kind, path in executor.map(_write_kind, ((ids, output, kind) for kind in get_args(IdKind))):
+        output.take(path, folder / VOCABULARY_FOLDER / f"{kind}.parquet")
+
+
+def _write_kind(connection: DuckDBPyConnection, ids: SharedFiles, output: ShuffleFolder, kind: IdKind) -> tuple[IdKind, str]:
+    """Task: write all ids of a kind, and return the kind and the file's path."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    (folder / VOCABULARY_FOLDER).mkdir()
-    for kind in get_args(IdKind):
-        query = f"SELECT DISTINCT id FROM (SELECT unnest({kind}) AS id FROM {parquet_sql(*ids)}) ORDER BY id"
-        found = connection.sql(query).to_arrow_table()
-        pq.write_table(found, folder / VOCABULARY_FOLDER / f"{kind}.parquet", compression="zstd")
+    files, path = ids.folder.open(), output.new_path(".parquet")
+    lists = (pq.read_table(each, columns=[kind], filesystem=files, partitioning=None) for each in ids.paths)
+    schema = pq.read_schema(ids.paths[0], filesystem=files)
+    batches = (batch for rows in lists for batch in rows.to_batches())
+    connection.register("ids", pa.RecordBatchReader.from_batches(pa.schema([schema.field(kind)]), batches))
+    found = connection.sql(f"SELECT DISTINCT id FROM (SELECT unnest({kind}) AS id FROM ids) ORDER BY id").to_arrow_table()
+    connection.unregister("ids")
+    pq.write_table(found.combine_chunks(), path, filesystem=output.open(), compression="zstd")
+    return kind, path

@@ -121,12 +121,24 @@ class ConsentState:
             )
         return parquet_sql(path)
 
-    def users_without_consent(self, home: Path) -> pa.Array:
-        """Return the ids of the users without consent, sorted: they refused, or gave no answer."""
+    def users_without_consent(self, home: Path, source_users: pa.Array | None = None) -> pa.Array:
+        """Return the ids of the users without consent, sorted: they refused, or gave no answer.
+
+        Args:
+            home: The project's home.
+            source_users: Ids of users with source events. Where all domains ask, those of whom ingest recorded no answer are included.
+        """
         import duckdb
+        import pyarrow as pa
 
         with duckdb.connect(config={"threads": 1}) as db:
-            users = db.sql(f"SELECT DISTINCT {USER_ID} FROM ({self.without_consent_sql(home)}) ORDER BY 1").to_arrow_table()
+            query = self.without_consent_sql(home)
+            if source_users is not None and self.all_domains:
+                db.register("source_users", pa.table({USER_ID: source_users}))
+                query += (
+                    f" UNION ALL SELECT {USER_ID} FROM source_users WHERE {USER_ID} NOT IN ({self.deciding_users_sql(home)})"
+                )
+            users = db.sql(f"SELECT DISTINCT {USER_ID} FROM ({query}) ORDER BY 1").to_arrow_table()
         return users.column(0).combine_chunks()
 
     def count_withdrawn(self, home: Path, now: ConsentState) -> int:

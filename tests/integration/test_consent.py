@@ -17,8 +17,9 @@ from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import InputError
 from scalr_prod.evaluation.sandbox import create_sandbox
 from scalr_prod.generation import plan_run
+from scalr_prod.generation.context_query import count_users_without_consent
 from scalr_prod.schemas import Table
-from scalr_prod.translator.data.event_log import read_event_log
+from scalr_prod.translator.data.event_log import data_end, read_event_log
 from scalr_prod.workspace import ConsentState, ensure_consent_not_withdrawn
 
 pytestmark = pytest.mark.slow
@@ -72,3 +73,19 @@ def test_users_without_consent_are_no_contexts_and_not_trained_on(tmp_path, here
         assert again["stages"]["generate"]["without_consent"] == len(users[::3]) + 1
         assert project.translator().version == 2
         assert gone not in project.lake.read(Table.SYNTHETIC_TARGET_EVENTS)["user_id"].unique().to_pylist()
+
+    # While consent is not required, a user joins whom nobody asks. Runs and training leave them out; users of the target domain alone stay.
+    asking = config.read_text()
+    config.write_text(asking.replace('consent = "consent.csv"\n', "").replace('train_on = "consenting_users"\n', ""))
+    for path, unasked in ((domains.source, ["unasked"]), (domains.target, ["unasked", "target_only"])):
+        events = pd.read_parquet(path)
+        some = events[events["user_id"] == events["user_id"].iloc[0]]
+        pd.concat([events, *(some.assign(user_id=user) for user in unasked)]).to_parquet(path)
+    scalr("ingest")
+    scalr("histories")
+    config.write_text(asking)
+    with Project(load_settings(config)) as project:
+        log = read_event_log(project.settings, data_end(project.lake))
+        assert {"unasked", "target_only"} & set(log.users.to_pylist()) == {"target_only"}
+        planned = plan_run(project.settings.with_sections(generation={"seed": 6}))
+        assert count_users_without_consent(project.settings, planned) == len(users[::3]) + 2

@@ -6,15 +6,22 @@ import json
 import os
 import re
 import sys
+import threading
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from support.shown import blocks_of, difference, said
 from support.warm import run
 
+from scalr_prod import __version__
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
+VERSION = ".".join(__version__.split(".")[:2])
 SCALR = str(Path(sys.executable).with_name("scalr"))
 
 
@@ -35,21 +42,83 @@ def says(console, folder, environment):
             pytest.fail(found)
 
 
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The site of this version, beside one of an earlier version and one of a later version."""
+    folder = tmp_path_factory.mktemp("site")
+    for version in ("0.0", "0.10"):
+        (folder / version).mkdir()
+        (folder / version / "index.html").write_text("<!doctype html><title>other</title>")
+    done([sys.executable, str(ROOT / "scripts" / "docs_site.py"), str(folder)], cwd=ROOT)
+    return folder / VERSION
+
+
 #: Twenty seconds; `make docs` builds it, too.
 @pytest.mark.long
-def test_the_site_builds_without_a_warning(tmp_path):
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)], cwd=ROOT, env=environment
-    )
-    pages = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.html")}
+def test_the_site_builds_without_a_warning(site):
+    pages = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
     written = {path.relative_to(ROOT / "docs").with_suffix(".html").as_posix() for path in (ROOT / "docs").rglob("*.md")}
     assert written <= pages
-    assert "Build a training set" in (tmp_path / "reference" / "python.html").read_text(encoding="utf-8")
+    assert "Build a training set" in (site / "reference" / "python.html").read_text(encoding="utf-8")
     # Nothing is asked of another host when a page is opened, but for links that a reader follows.
-    for path in tmp_path.rglob("*.html"):
+    for path in site.rglob("*.html"):
         loaded = re.findall(r'<(?:script|img|link)[^>]+(?:src|href)="(https?://[^"]+)"', path.read_text(encoding="utf-8"))
         assert [address for address in loaded if "canonical" not in address] == []
+
+
+@pytest.mark.long
+def test_a_version_is_built_beside_the_others(site):
+    listed = json.loads((site.parent / "versions.json").read_text(encoding="utf-8"))
+    assert [(one["version"], one["aliases"]) for one in listed] == [("0.10", ["latest"]), (VERSION, []), ("0.0", [])]
+    assert "url=0.10/index.html" in (site.parent / "index.html").read_text(encoding="utf-8"), "0.10 is newer than 0.9"
+    assert (site.parent / "0.0" / "index.html").exists()
+
+
+#: Pages with text, tables, code and charts; the long generated ones take axe a minute.
+PAGES = ("index.html", "guides/feast.html", "reference/compatibility.html", "experiments/lift.html")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark"), (1200, "dark"), (390, "light")])
+def test_its_pages_in_a_browser(site, browser, width, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    with serve(site.parent) as address:
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.set_default_timeout(120_000)
+        asked = []
+        page.on("request", lambda request: asked.append(request.url))
+        try:
+            for name in PAGES:
+                page.goto(f"{address}/{VERSION}/{name}")
+                page.wait_for_selector(".md-version", state="attached")
+                assert page.locator(".md-version__link").all_inner_texts() == ["0.10", VERSION, "0.0"] or width == 390
+                assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+                found = Axe().run(page).response["violations"]
+                serious = [one for one in found if one["impact"] in {"serious", "critical"}]
+                assert [(name, one["id"], one["nodes"][0]["html"]) for one in serious] == []
+            assert [url for url in asked if not url.startswith((address, "data:"))] == [], "no other host is asked"
+        finally:
+            page.close()
+
+
+@contextmanager
+def serve(folder: Path):
+    """Serve a folder on this machine; gives the address."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def test_what_is_made_from_the_code_is_up_to_date():

@@ -29,7 +29,7 @@ SHARE = 0.2
 
 @pytest.fixture(scope="module")
 def opened(trained_home, tmp_path_factory, here):
-    """Settings of a copy of the trained project, with more sections."""
+    """Settings of a copy of the trained project, with more sections and the key that decides who is held out."""
     folder = tmp_path_factory.mktemp("holdout") / "project"
     shutil.copytree(trained_home.parent, folder)
     shutil.rmtree(folder / ".scalr" / "feature_repo", ignore_errors=True)
@@ -40,7 +40,7 @@ def opened(trained_home, tmp_path_factory, here):
             generation={"partitions": 2} | sections.pop("generation", {}),
             compute={"workers": 1, "dask": here},
             serving={"scorer": "local", "threads": 2},
-            experiment={"holdout": holdout, "canary": canary},
+            experiment={"holdout": holdout, "canary": canary, "key": "a key of the company"},
             translator={"threads": 1} | sections.pop("translator", {}),
             **sections,
         )

@@ -32,6 +32,7 @@ min_information = 0
 max_bucket_distance = 1.0
 max_item_excess = 0
 max_membership_auc = 0.75
+max_anonymity_risk = 0.2
 """
 MEMORISER = '''
 """Finds the training user with nearly the same source history, and repeats that user's target events."""
@@ -89,6 +90,7 @@ def test_a_translator_that_repeats_training_events_is_refused(regulars, tmp_path
     assert done.returncode == 3, done.stderr
     refused = json.loads(done.stdout)
     assert "membership_is_not_inferable" in refused["found"]
+    assert "users_are_not_singled_out_linked_or_inferred" in refused["found"]
     assert "scalr privacy" in refused["next_step"]
     with Project.open(regulars) as project:
         report = project.privacy()
@@ -117,6 +119,8 @@ def test_an_honest_run_tells_nothing_of_its_users_events(tmp_path, monkeypatch):
     assert gate.passed
     assert gate.figures["membership_users"] >= 500
     assert gate.figures["membership_auc_low"] < 0.65
+    assert gate.figures["anonymity_guesses"] >= 500
+    assert gate.figures["anonymity_risk_low"] < 0.1
     assert report.source_inference.with_provenance.value > report.source_inference.published_rows.value
     assert all(found.risk.ci95[0] < 0.05 for found in report.risks.values())
     # A fifth of the users are newcomers. They have a sample of their own, however few users of all are read.

@@ -95,6 +95,25 @@ def test_every_feature_of_every_row_is_what_was_known_strictly_before_the_label(
         assert row.target_item_stats__trailing_event_count == trailing
 
 
+def test_a_popularity_discount_gives_rare_items_more_of_the_same_weight(project):
+    options = {"cutoff": at(150), "start": at(20), "synthetic_weight": 0.02}
+    plain = build(project, name="plain", **options)[2].to_pandas()
+    settings, _, discounted = build(project, name="discounted", popularity_discount=0.5, **options)
+    rows, keys = discounted.to_pandas(), ["user_id", "item_id", "event_timestamp", "is_synthetic"]
+    assert rows[keys].equals(plain[keys])
+    real, total = rows.loc[~rows["is_synthetic"], "weight"], rows.loc[rows["is_synthetic"], "weight"].sum()
+    assert real.equals(plain.loc[~plain["is_synthetic"], "weight"])
+    assert total == pytest.approx(0.02 * real.sum(), rel=0.12)
+    assert discounted.manifest["settings"]["popularity_discount"] == 0.5
+    made = lake(settings, Table.SYNTHETIC_TARGET_EVENTS).assign(is_synthetic=True)
+    joined = rows.merge(made[made["created_timestamp"] <= at(150)], on=keys, suffixes=("", "_made"))
+    prior = joined["probability"] * (1 - joined["weight_made"]) / joined["weight_made"]
+    assert len(joined) == rows["is_synthetic"].sum()
+    assert joined["weight"].max() <= 1
+    factor = (joined["weight"] / joined["weight_made"] * prior**0.5)[joined["weight"] < 1]
+    np.testing.assert_allclose(factor, factor.iloc[0], rtol=1e-3)
+
+
 @BOTH_ID_TYPES
 def test_the_spine_is_every_real_and_every_synthetic_event_that_was_known_by_the_cutoff(project):
     cutoff, start = at(150), at(20)

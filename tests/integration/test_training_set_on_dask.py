@@ -17,10 +17,12 @@ from scalr_prod.compute import executor
 from scalr_prod.errors import ComputeError, TrainingSetError
 from scalr_prod.features import apply_feature_repo
 from scalr_prod.histories import build_histories
+from scalr_prod.ingest.sort_by_time import SORT_COLUMNS
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
+from scalr_prod.quality import GateReport, range_audit, training_set, validate_training_set
 from scalr_prod.schemas import Table, table_schema
-from scalr_prod.training_set import build_training_set, features, grouped_join, spine_build, spine_tasks
+from scalr_prod.training_set import build_training_set, features, grouped_join, spine_build, spine_tasks, vocabulary
 from scalr_prod.training_set.manifest import read_manifest, verify_files
 
 #: Starts worker processes.
@@ -46,7 +48,7 @@ LABELS = {
 
 @pytest.fixture
 def small(monkeypatch):
-    """Many joins and tasks of few rows; the gate has tests of its own."""
+    """Many joins and tasks of few rows."""
     monkeypatch.setattr(features, "max_partition_rows", lambda _: 600)
     monkeypatch.setattr(grouped_join, "_TASK_ROWS", 1_500)
     monkeypatch.setattr(spine_build, "_TASK_EVENTS", 300)
@@ -54,7 +56,18 @@ def small(monkeypatch):
     monkeypatch.setattr(spine_tasks, "_CHUNK_ROWS", 128)
     monkeypatch.setattr("scalr_prod.core.partitioned.PARTITION_ROWS", ROWS)
     monkeypatch.setattr(executor, "LOCAL_WORKERS_MIN_WORK_S", 0)
-    monkeypatch.setattr("scalr_prod.quality.training_set.validate_training_set", lambda *_, **__: None)
+    monkeypatch.setattr(range_audit, "_TASK_ROWS", ROWS)
+    monkeypatch.setattr("scalr_prod.quality.training_set.validate_training_set", validate)
+
+
+#: Reports of the gate.
+REPORTS: list[GateReport] = []
+
+
+def validate(*arguments, **options) -> GateReport:
+    """Run the gate, and keep its report."""
+    REPORTS.append(validate_training_set(*arguments, **options))
+    return REPORTS[-1]
 
 
 def project(folder: Path, **sections):
@@ -62,7 +75,9 @@ def project(folder: Path, **sections):
     settings = fill_lake(folder, EVENTS, **sections)
     lake, drawn = Lake.open(settings), np.random.default_rng(1)
     build_histories(settings)
-    source = lake.read(Table.SOURCE_EVENTS).slice(0, 400)
+    # Files have random names, and are read in an order of their own.
+    source = lake.read(Table.SOURCE_EVENTS).sort_by([(name, "ascending") for name in SORT_COLUMNS])
+    source = source.take(np.linspace(0, len(source) - 1, 400, dtype=np.int64))
     schema = table_schema(Table.SYNTHETIC_TARGET_EVENTS, user="string", item="int64")
     columns = {
         "event_id": pa.array([f"event {number}" for number in range(400)]),
@@ -94,7 +109,10 @@ def build(settings, name: str, labels: dict | None = None, **compute) -> dict:
     assert len(manifest["parts"]) > 5
     assert manifest["rows"] > 2_000
     assert not any((settings.home / "staging").iterdir())
-    return {key: value for key, value in manifest.items() if key not in {"name", "fingerprint", "created_at"}}
+    report = REPORTS.pop()
+    assert report.rows == manifest["rows"]
+    gate = {"rules": [rule.to_json() for rule in report.rules], "figures": report.figures}
+    return {key: value for key, value in (manifest | gate).items() if key not in {"name", "fingerprint", "created_at"}}
 
 
 def shuffle_files(settings) -> list[str]:
@@ -230,6 +248,8 @@ def test_an_unexpected_error_names_the_command(small, here, tmp_path, monkeypatc
         pytest.param(grouped_join, "_write_ranges", marks=long),
         pytest.param(grouped_join, "_join_range", marks=long),
         pytest.param(features, "_write_files", marks=long),
+        pytest.param(vocabulary, "_write_kind", marks=long),
+        pytest.param(training_set, "judge_range", marks=long),
     ],
 )
 def test_a_worker_that_dies_changes_no_byte(small, tmp_path, monkeypatch, module, task):

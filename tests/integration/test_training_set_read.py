@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import warnings
 
 import pandas as pd
@@ -10,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.training_set_project import BOTH_ID_TYPES, LENGTH, SHARED, build
-from torch.utils.data import DataLoader
 
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.features import open_feature_store
@@ -51,17 +53,38 @@ def test_provenance_is_no_feature(project):
     ]  # fmt: skip
 
 
+#: As in a training job: a process that has run polars, gRPC or Dask cannot be forked safely.
+LOADED = """
+import json, sys
+from torch.utils.data import DataLoader
+from scalr_prod.training_set import TrainingSet
+opened = TrainingSet.open(sys.argv[1])
+found = []
+for data in (opened.torch(), opened.torch(stream=True, shuffle=True)):
+    seen = list(DataLoader(data, batch_size=64, num_workers=2))
+    found.append({
+        "rows": sum(len(batch["user"]) for batch in seen),
+        "labels": sum(float(batch["label"].sum()) for batch in seen),
+        "history": list(seen[0]["source_history"].shape),
+        "largest_item": max(int(batch["item"].max()) for batch in seen),
+        "least_user": min(int(batch["user"].min()) for batch in seen),
+    })
+print(json.dumps(found))
+"""
+
+
 @BOTH_ID_TYPES
 def test_a_data_loader_with_two_workers_trains_on_it(project):
     _, report, opened = build(project, **SHARED)
-    rows = opened.to_pandas()
-    for data, size in ((opened.torch(), 64), (opened.torch(stream=True, shuffle=True), 64)):
-        seen = list(DataLoader(data, batch_size=size, num_workers=2))
-        assert sum(len(batch["user"]) for batch in seen) == report.rows
-        assert sum(float(batch["label"].sum()) for batch in seen) == rows["label"].sum()
-        assert seen[0]["source_history"].shape == (64, LENGTH)
-        assert max(int(batch["item"].max()) for batch in seen) < opened.vocabulary().size("target_items")
-        assert min(int(batch["user"].min()) for batch in seen) > 0
+    command = [sys.executable, "-c", LOADED, str(opened.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    labels = opened.to_pandas()["label"].sum()
+    for found in json.loads(done.stdout):
+        assert (found["rows"], found["labels"]) == (report.rows, labels)
+        assert found["history"] == [64, LENGTH]
+        assert found["largest_item"] < opened.vocabulary().size("target_items")
+        assert found["least_user"] > 0
 
 
 def test_it_is_a_saved_dataset_of_feast(project):

@@ -178,7 +178,7 @@ def test_a_worker_without_credentials_is_named(embedded, database, redis, store,
     text = f"{said['found']} {said['where']} {said['next_step']}"
     assert socket.gethostname() in text
     assert "credentials" in text
-    assert said["stage"] == "translator"
+    assert said["stage"] == "ingest", "the first stage whose tasks reach the lake"
     assert SECRET not in done.stdout + done.stderr
 
 

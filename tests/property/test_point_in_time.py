@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
 
-from feast_delta import point_in_time, queries
+from feast_delta import point_in_time, queries, spines
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 STAMP = pa.timestamp("us", tz="UTC")
@@ -54,6 +54,8 @@ def cases(draw):
         "narrow": draw(st.booleans()),
         "held": draw(st.booleans()),
         "categories": draw(st.booleans()),
+        "block": draw(st.sampled_from([None, None, 1, 9])),
+        "stream": draw(st.booleans()),
     }
 
 
@@ -104,6 +106,18 @@ def feature_view(path, *, text: bool, ttl: int):
     return FeatureView(name="view", entities=[user], ttl=timedelta(minutes=ttl), schema=schema, source=source)
 
 
+def run_sql(sql: str, entity_df: pa.Table) -> pa.Table:
+    """The result of a statement in a session of its own, which finds the spine in a variable of its name."""
+    import duckdb
+
+    from feast_delta.retrieval_job import normalize_schema
+
+    with duckdb.connect(config={"threads": 1}) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        rows = connection.sql(sql).to_arrow_table()
+    return rows.cast(normalize_schema(rows.schema))
+
+
 def write(path, case) -> None:
     """The rows in one to three commits: so that a tie can span files, or so that a file holds consecutive users."""
     from deltalake import DeltaTable, write_deltalake
@@ -135,6 +149,10 @@ def name(user, case):
 
 
 def ask(view, case, spine, columns=("value", "values", "there"), **options) -> pa.Table:
+    return job_of(view, case, spine, columns, **options).to_arrow()
+
+
+def job_of(view, case, spine, columns, **options):
     from feast.repo_config import RepoConfig
 
     from feast_delta import DeltaOfflineStore, DeltaOfflineStoreConfig
@@ -143,8 +161,7 @@ def ask(view, case, spine, columns=("value", "values", "there"), **options) -> p
     store = DeltaOfflineStoreConfig(threads=1, known_by=at(case["known_by"]), knowledge_time=clock, **options)
     config = RepoConfig(project="p", provider="local", registry="none.db", offline_store=store, online_store=None)
     references = [f"view:{column}" for column in columns]
-    job = DeltaOfflineStore.get_historical_features(config, [view], references, spine, Empty, "p", full_feature_names=True)
-    return job.to_arrow()
+    return DeltaOfflineStore.get_historical_features(config, [view], references, spine, Empty, "p", full_feature_names=True)
 
 
 @given(case=cases())
@@ -167,7 +184,16 @@ def test_equals_the_oracle(folder, case):
     with pytest.MonkeyPatch.context() as patch:
         # What finds a row is held in the session where it lies in several files, unless there is too much of it.
         patch.setattr(point_in_time, "_HELD", point_in_time._HELD if case["held"] else 0)
-        found = ask(feature_view(path, text=case["text"], ttl=case["ttl"]), case, spine, columns)
+        # A spine that does not fit in memory is joined block by block, and a stream is spilled first.
+        if case["block"]:
+            patch.setattr(spines, "_block_rows", lambda *_: case["block"])
+        rows = spine.to_reader(max_chunksize=4) if case["stream"] else spine
+        job = job_of(feature_view(path, text=case["text"], ttl=case["ttl"]), case, rows, columns)
+        found = job.to_arrow()
+        with job.stream() as batches:
+            assert batches.read_all().equals(found), "a job can be read twice"
+    if case["rows"]:
+        assert run_sql(job.to_sql(), spine).equals(found), "the statement takes no shortcuts, and finds the same rows"
 
     # What had categories comes back as text.
     expected = spine.set_column(0, "user_id", spine["user_id"].cast(key))

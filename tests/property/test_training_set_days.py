@@ -24,8 +24,9 @@ from scalr_prod.histories import build_histories
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table, table_schema
 from scalr_prod.training_set import TrainingSet, build_training_set
-from scalr_prod.training_set.assemble import assemble_partitions
+from scalr_prod.training_set.assemble import assemble_partitions, plan_assembly
 from scalr_prod.training_set.build import _read_inputs
+from scalr_prod.training_set.build_tasks import open_build_tasks
 from scalr_prod.training_set.input_changes import EVENT_TABLES, InputTables
 
 #: Builds each version of a set twice; test_training_set_versions.py has the next day, a damaged file and the same bytes.
@@ -144,9 +145,9 @@ class World:
         (folder / "nothing").mkdir(parents=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("scalr_prod.training_set.features.join_by_key", in_the_order_of_time)
-            whole = assemble_partitions(
-                settings, inputs.window, inputs.values, tables, folder / "nothing", folder, progress=False
-            )
+            plan = plan_assembly(settings, inputs.window, inputs.values, tables, folder / "nothing")
+            with open_build_tasks(settings, folder, tasks=1, work_s=0) as tasks:
+                whole = assemble_partitions(plan, tasks, folder / "version", progress=False)
         files = [folder / "version" / name for part in whole.partitions for name in part.files if name.startswith("rows/")]
         found, wanted = version.to_arrow(), ds.dataset([str(file) for file in files]).to_table()
         assert found.equals(wanted)

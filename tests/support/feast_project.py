@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,18 +12,14 @@ from scalr_prod.features import apply_feature_repo
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table, table_schema
 from support.lakes import fill_lake_once
+from support.meter_tables import T0, hours
 
-T0 = datetime(2024, 1, 1, tzinfo=UTC)
 AS_OF = T0 + timedelta(hours=20)
 VIEWS = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY, Table.TARGET_USER_HISTORY)
 VIEWS += (Table.TARGET_ITEM_STATS, Table.SYNTHETIC_TARGET_EVENTS, Table.SYNTHETIC_EVENT_PROVENANCE)
 STAMP = pa.timestamp("us", tz="UTC")
 COUNTS = ["source_user_history:event_count"]
 COUNT = "source_user_history__event_count"
-
-
-def hours(*numbers: float) -> list[datetime]:
-    return [T0 + timedelta(hours=number) for number in numbers]
 
 
 def synthetic(users: list[str], items: list[int], at: list[datetime], prefix: str) -> dict:

@@ -1,11 +1,17 @@
-"""A table of meters that is none of the package's, and Feast over it, for tests of the offline store."""
+"""A table of meters that is none of the package's, and Feast over it, for tests of the offline store.
+
+Like the tests of `feast_delta`, it imports nothing of the package above: `make feast-matrix` runs them without it.
+"""
 
 from __future__ import annotations
 
-from datetime import timedelta
+import inspect
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 from deltalake import write_deltalake
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.data_format import DeltaFormat
@@ -13,7 +19,13 @@ from feast.repo_config import RepoConfig
 from feast.types import Float64, String
 
 from feast_delta import DeltaOfflineStoreConfig
-from support.feast_project import hours
+
+T0 = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def hours(*numbers: float) -> list[datetime]:
+    return [T0 + timedelta(hours=number) for number in numbers]
+
 
 #: Two meters, read every hour; the second reading of the first one was corrected two days later.
 READINGS = {
@@ -41,6 +53,12 @@ def store_in(folder: Path, kind: type[DeltaOfflineStoreConfig] = DeltaOfflineSto
     )
     config.repo_path = folder
     return FeatureStore(config=config, repo_path=str(folder))
+
+
+def skip_unless_feast_has(*arguments: str) -> None:
+    """Skip the rest of a test whose arguments `get_historical_features` of an earlier Feast does not have."""
+    if missing := set(arguments) - set(inspect.signature(FeatureStore.get_historical_features).parameters):
+        pytest.skip(f"Feast {version('feast')} has no {', '.join(missing)}")
 
 
 def readings(folder: Path, **tags: str) -> FileSource:

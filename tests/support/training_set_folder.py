@@ -9,6 +9,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from scalr_prod.compute import SharedFiles, ShuffleFolder, open_executor
+from scalr_prod.config.settings import Settings
 from scalr_prod.training_set import TrainingSet
 from scalr_prod.training_set.manifest import describe_files
 from scalr_prod.training_set.vocabulary import write_ids, write_vocabulary
@@ -16,7 +18,7 @@ from scalr_prod.training_set.vocabulary import write_ids, write_vocabulary
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["write_version"]
+__all__ = ["write_ids_of_all", "write_version"]
 
 
 def write_version(root: Path, table: pa.Table, *, version: int = 1, row_group_size: int = 1024) -> TrainingSet:
@@ -28,7 +30,7 @@ def write_version(root: Path, table: pa.Table, *, version: int = 1, row_group_si
     for name, part in zip(names, (table.slice(0, half), table.slice(half)), strict=True):
         pq.write_table(part, folder / "rows" / name, row_group_size=row_group_size)
         write_ids(pq.read_table(folder / "rows" / name), folder / "ids" / name)
-    write_vocabulary(duckdb.connect(), [folder / "ids" / name for name in names], folder)
+    write_ids_of_all(folder, [f"ids/{name}" for name in names])
     manifest = {
         "version": version,
         "rows": table.num_rows,
@@ -38,3 +40,14 @@ def write_version(root: Path, table: pa.Table, *, version: int = 1, row_group_si
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return TrainingSet.open(root, version)
+
+
+def write_ids_of_all(folder: Path, names: list[str]) -> None:
+    """Write the vocabulary of files of ids, in this process."""
+    settings = Settings(domains={"source": {"name": "a", "events": "a"}, "target": {"name": "b", "events": "b"}}, base=folder)
+    ids, output = SharedFiles(ShuffleFolder(str(folder)), names), ShuffleFolder(str(folder))
+    with (
+        duckdb.connect() as connection,
+        open_executor(settings, connection, tasks=1, work_s=0, stage="dataset build") as executor,
+    ):
+        write_vocabulary(executor, ids, output, folder)

@@ -63,6 +63,14 @@ class QualitySettings(SettingsSection):
         description="reject a run if an attack on its rows finds out which users' events trained the translator: if the lower end of the "
         "95 % interval of the attack's AUC is above this. Takes seconds of processor time. 1: off; `scalr privacy` measures it",
     )
+    max_anonymity_risk: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="reject a run if a singling-out, linkability or inference attack on its rows succeeds because users' events trained "
+        "the translator: if the lower end of the 95 % interval of its risk is above this. Takes seconds of processor time. 1: off; "
+        "`scalr privacy` measures it",
+    )
     min_evidence_users: int = Field(
         default=0,
         ge=0,
@@ -70,6 +78,13 @@ class QualitySettings(SettingsSection):
     )
     max_drift_warn: float = Field(
         default=0.25, ge=0, description="PSI from the previously published run above which a warning is logged; 0: off"
+    )
+    max_loop_drift_warn: float = Field(
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="fall of the real events' tail share or effective number of items, or of the translator's calibration, since synthetic "
+        "events were first published, above which a warning is logged; 0: off",
     )
     max_drift: float = Field(default=0.0, ge=0, description="the same PSI above which the run is rejected; 0: off")
 

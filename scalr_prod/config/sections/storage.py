@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from scalr_prod.config.domains import SettingsSection, ZoneName
 from scalr_prod.core.directory_marker import PROJECT_NAME_PATTERN
@@ -92,6 +92,16 @@ class FeastSettings(SettingsSection):
         description="register published synthetic events as a Feast label view, synthetic_target_labels, too: their key is user and item, "
         "and a run is a labeler",
     )
+    operator_roles: tuple[str, ...] = Field(
+        default=(),
+        description="roles that Feast's permissions give every action on every object, provenance and source events among them; default: "
+        "no permission is defined",
+    )
+    reader_roles: tuple[str, ...] = Field(
+        default=(),
+        description="roles that Feast's permissions let read the views of the target domain, and nothing else; default: no permission is "
+        "defined",
+    )
     export: FeastExportSettings = Field(
         default_factory=FeastExportSettings, description="names in the file that `scalr feast export` writes"
     )
@@ -104,6 +114,16 @@ class FeastSettings(SettingsSection):
                 "has 'knowledge_time', which would change when rows become visible: this project's views have the strict clock"
             )
         return value
+
+    @model_validator(mode="after")
+    def _roles(self) -> Self:
+        if self.reader_roles and not self.operator_roles:
+            raise ValueError(
+                "has 'reader_roles' without 'operator_roles': nobody could then apply definitions by a Feast server"
+            )
+        if shared := sorted(set(self.reader_roles) & set(self.operator_roles)):
+            raise ValueError(f"has {', '.join(shared)} both in 'reader_roles' and in 'operator_roles'")
+        return self
 
 
 class RetentionSettings(SettingsSection):

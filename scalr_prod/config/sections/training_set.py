@@ -67,6 +67,13 @@ class TrainingSetSettings(SettingsSection):
         default=None,
         description="λ of cold, sparse and dense users (no, few, more real target events); multiplied by synthetic_weight",
     )
+    popularity_discount: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="divide a synthetic row's weight by its item's popularity to this power, so that rare items get a larger share of λ: "
+        "more variety in what a model shows; 0: off",
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="random seed of the negatives")
     source_history: bool = Field(
         default=False,

@@ -9,7 +9,7 @@ import lzma
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
 
 from scalr_prod.core.redaction import redact, redact_url, url_secrets
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from scalr_prod.compute import ShuffleFolder
     from scalr_prod.ingest.column_mapping import ColumnSelection
     from scalr_prod.ingest.sources.protocol import LogSource
 
@@ -47,8 +48,52 @@ _DELIMITERS = (",", ";", "\t", "|")
 _ROWS = 65_536
 _BYTES = 4 << 20
 _UNPACKED_BYTES = 1 << 20
+#: Processor time of all of an ingest for a byte of a log, by format, and how many times larger a compressed file is unpacked.
+_SECONDS_PER_BYTE: Final = {"parquet": 2e-7, "csv": 1e-7, "jsonl": 1e-7}
+_EXPANSION: Final = 6
+#: Processor time of an ingest for what a task reads, about: two million rows.
+_TASK_S: Final = 8.0
 #: Files of at most this size when decompressed are exempt from the limit on the compression ratio.
 _ANY_EXPANSION_BYTES: Final = 64 << 20
+
+
+class LogFile(NamedTuple):
+    """A file of a log, or some row groups of one.
+
+    Attributes:
+        url: The file's name in errors.
+        path: Its path in its file system.
+        work_s: Estimate of the processor time that its rows take, in seconds.
+        is_local: Whether it is on this machine.
+        groups: The row groups, of a Parquet file; None: all rows.
+        row: Number of rows that precede these in the file.
+        shared: Path of a copy that tasks elsewhere read; None: they read the file itself.
+    """
+
+    url: str
+    path: str
+    work_s: float
+    is_local: bool
+    groups: range | None = None
+    row: int = 0
+    shared: str | None = None
+
+
+class LogFiles(NamedTuple):
+    """Files, or row groups of one, that one task reads."""
+
+    files: tuple[LogFile, ...]
+
+    @property
+    def work_s(self) -> float:
+        """Estimate of the processor time that their rows take, in seconds."""
+        return sum(file.work_s for file in self.files)
+
+    def share(self, folder: ShuffleFolder) -> LogFiles:
+        """Copy files of this machine to a folder that tasks elsewhere reach."""
+        return LogFiles(
+            tuple(file._replace(shared=folder.put(Path(file.path))) if file.is_local else file for file in self.files)
+        )
 
 
 class FilesReader:
@@ -72,6 +117,65 @@ class FilesReader:
             ColumnNotFound: A required column is missing; lists the existing ones.
             BadValue: A wanted column exists twice.
         """
+        self._check(source)
+        for url, filesystem, path in expand_files(source):
+            yield from self._read(_File(filesystem, path, url, source.max_expansion), source)
+
+    def plan(self, source: LogSource) -> list[LogFiles]:
+        """Divide the files among tasks: small files together, row groups of large Parquet files apart. Other files are not divided.
+
+        Raises:
+            InputError: As for `read`.
+        """
+        self._check(source)
+        found: list[LogFiles] = []
+        pending: list[LogFile] = []
+        for url, filesystem, path in expand_files(source):
+            kind, size = self.kind or _format_of(url), int(filesystem.info(path).get("size") or 0)
+            work_s = size * _SECONDS_PER_BYTE[kind] * (_EXPANSION if _is_compressed(path) else 1)
+            file = LogFile(url, path, work_s, is_local=_is_local(filesystem))
+            if kind == "parquet" and work_s > _TASK_S:
+                with _readable(url, kind, by_name=self.kind is None), filesystem.open(path, "rb") as stream:
+                    found += [LogFiles((part,)) for part in _divide(file, stream)]
+                continue
+            if pending and sum(each.work_s for each in pending) + work_s > _TASK_S:
+                found.append(LogFiles(tuple(pending)))
+                pending = []
+            pending.append(file)
+        return [*found, LogFiles(tuple(pending))] if pending else found
+
+    def read_files(self, source: LogSource, files: LogFiles, folder: ShuffleFolder) -> Generator[Batch, None, None]:
+        """Stream some of the files that `plan` found.
+
+        Args:
+            source: The log.
+            files: The files.
+            folder: Where the shared ones are.
+
+        Raises:
+            InputError: As for `read`.
+        """
+        from fsspec.implementations.local import LocalFileSystem
+
+        shared = [file.shared for file in files.files if file.shared is not None]
+        with folder.open_local_files(shared) as copies:
+            copied = dict(zip(shared, copies, strict=True))
+            for file in files.files:
+                if file.shared is not None:
+                    filesystem, path = LocalFileSystem(), str(copied[file.shared])
+                else:
+                    with resolve_location(source.location, source.storage_options) as (_, filesystem, _):
+                        path = file.path
+                yield from self._read(_File(filesystem, path, file.url, source.max_expansion, file.groups), source, file.row)
+
+    def _read(self, file: _File, source: LogSource, row: int = 0) -> Generator[Batch, None, None]:
+        kind = self.kind or _format_of(file.url)
+        with _readable(file.url, kind, by_name=self.kind is None):
+            for rows in _STREAMS[kind](file, source.wanted):
+                yield Batch(file.url, row, rows, untyped=kind == "csv")
+                row += rows.num_rows
+
+    def _check(self, source: LogSource) -> None:
         if self.kind is not None:
             self._refuse_table(source)
         if source.version is not None:
@@ -80,13 +184,6 @@ class FilesReader:
                 where=redact_url(source.location),
                 next_step="name the table's own folder, or leave the version out",
             )
-        for url, filesystem, path in expand_files(source):
-            kind = self.kind or _format_of(url)
-            with _readable(url, kind, by_name=self.kind is None):
-                row = 0
-                for rows in _STREAMS[kind](_File(filesystem, path, url, source.max_expansion), source.wanted):
-                    yield Batch(url, row, rows, untyped=kind == "csv")
-                    row += rows.num_rows
 
     def _refuse_table(self, source: LogSource) -> None:
         with resolve_location(source.location, source.storage_options) as (url, filesystem, path):
@@ -167,6 +264,30 @@ def _url_of(name: str, requested: str) -> str:
     return f"{scheme}{separator}{name if scheme == 'file' else name.lstrip('/')}"
 
 
+def _is_local(filesystem: Any) -> bool:
+    from fsspec.implementations.local import LocalFileSystem
+
+    return isinstance(filesystem, LocalFileSystem)
+
+
+def _is_compressed(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in _COMPRESSED
+
+
+def _divide(file: LogFile, stream: Any) -> Iterator[LogFile]:
+    """Divide the row groups of a Parquet file among tasks, about evenly by rows."""
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(stream)
+    tasks = -(-file.work_s // _TASK_S)
+    first = row = since = 0
+    for number in range(metadata.num_row_groups):
+        row += metadata.row_group(number).num_rows
+        if row - since >= metadata.num_rows / tasks or number == metadata.num_row_groups - 1:
+            yield file._replace(work_s=file.work_s / tasks, groups=range(first, number + 1), row=since)
+            first, since = number + 1, row
+
+
 def _has_magic(path: str) -> bool:
     return any(sign in path for sign in "*?[")
 
@@ -228,12 +349,14 @@ class _File:
         path: Its path there.
         url: Its name in errors.
         max_expansion: Largest unpacked size, as a multiple of the compressed size.
+        groups: The row groups to read, of a Parquet file; None: all.
     """
 
     filesystem: Any
     path: str
     url: str
     max_expansion: float
+    groups: range | None = None
 
     def open(self) -> Any:
         """Open the file as it is stored."""
@@ -303,7 +426,7 @@ def _parquet(file: _File, wanted: ColumnSelection) -> Iterator[pa.RecordBatch]:
 
     with file.open() as stream, pq.ParquetFile(stream, buffer_size=_BYTES) as parquet:
         names = resolve_columns(parquet.schema_arrow.names, wanted, file.url)
-        for batch in iter_batches(parquet, _ROWS, columns=names):
+        for batch in iter_batches(parquet, _ROWS, columns=names, groups=file.groups):
             yield batch.select(names)
 
 

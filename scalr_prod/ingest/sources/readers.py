@@ -51,8 +51,7 @@ def read_path(
         UnreadableInput: No such reader, table, version or file, or it cannot be read; or a version was given for plain files.
         ColumnNotFound: A required column is missing; lists the existing ones.
     """
-    location = pattern if "://" in pattern else str(settings.resolve(pattern))
-    source = LogSource(location, wanted, version, storage_options or {}, settings.compute.max_expansion)
+    source = log_source(settings, pattern, wanted, version=version, storage_options=storage_options)
     name = format or _table_at(source)
     if name is None:
         yield from FilesReader().read(source)
@@ -60,6 +59,30 @@ def read_path(
         yield from _reader(name).read(source)
     else:
         yield from _checked(name, source)
+
+
+def log_source(
+    settings: Settings,
+    pattern: str,
+    wanted: ColumnSelection,
+    *,
+    version: int | None = None,
+    storage_options: dict[str, str] | None = None,
+) -> LogSource:
+    """Return what a reader reads; arguments as for `read_path`."""
+    location = pattern if "://" in pattern else str(settings.resolve(pattern))
+    return LogSource(location, wanted, version, storage_options or {}, settings.compute.max_expansion)
+
+
+def files_reader(source: LogSource, format: str | None) -> FilesReader | None:  # noqa: A002 - named as in the settings
+    """Return the reader of a log of files; None: the log is a table, or a custom reader reads it.
+
+    Raises:
+        UnreadableInput: The file system cannot be opened.
+    """
+    if format in FILE_FORMATS:
+        return FilesReader(format)
+    return FilesReader() if format is None and _table_at(source) is None else None
 
 
 def list_files(

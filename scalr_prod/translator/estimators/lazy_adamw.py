@@ -131,7 +131,8 @@ class LazyTable:
         self._device = values.device
         self._updated_at = np.zeros(len(values), np.int64)  # step of each row's last update
         self._deferred = deferred
-        self._taken: tuple[torch.Tensor, torch.Tensor] | None = None
+        #: Rows read since the last step: their numbers, values and two moments.
+        self._taken: tuple[torch.Tensor, tuple[torch.Tensor, ...]] | None = None
 
     def gather(self, *row_numbers: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Read the rows of one step.
@@ -147,44 +148,46 @@ class LazyTable:
         distinct, inverse = np.unique(numbers, return_inverse=True)
         positions = to_device(torch.from_numpy(inverse[1:]), self._device).split([tensor.numel() for tensor in row_numbers])
         rows = torch.from_numpy(distinct)
-        values = self._update_rows(rows).requires_grad_()
-        self._taken = rows, values
+        current = self._current_rows(rows)
+        values = current[0].requires_grad_()
+        self._taken = rows, current
         return values, [position.view(tensor.shape) for position, tensor in zip(positions, row_numbers, strict=True)]
 
+    @torch.no_grad()
     def apply_gradients(self) -> None:
         """Update the rows that were read, by their gradients."""
         if self._taken is None:
             return
-        (rows, values), self._taken = self._taken, None
-        if values.grad is None:
+        (rows, (value, mean, square)), self._taken = self._taken, None
+        if value.grad is None:
             return
+        gradient, value = value.grad, value.detach()
         shrink, step, beta_1, beta_2, root_correction = self._deferred.rates
-        self._updated_at[rows.numpy()] = self._deferred.steps
-        rows = to_device(rows, self._device)
-        value, mean, square = (table[rows] for table in self._tables)
-        mean = beta_1 * mean + (1 - beta_1) * values.grad
-        square = beta_2 * square + (1 - beta_2) * values.grad**2
-        value = shrink * value - step * mean / (square.sqrt() * root_correction + _EPSILON)
-        for table, updated in zip(self._tables, (value, mean, square), strict=True):
-            table[rows] = updated
+        mean.mul_(beta_1).add_(gradient, alpha=1 - beta_1)
+        square.mul_(beta_2).addcmul_(gradient, gradient, value=1 - beta_2)
+        value.mul_(shrink).addcdiv_(mean, square.sqrt().mul_(root_correction).add_(_EPSILON), value=-step)
+        self._write_rows(rows, (value, mean, square))
 
     def current_values(self) -> torch.Tensor:
         """Apply all deferred updates and return the values: float32 [N, d]."""
         for rows in torch.arange(len(self._updated_at)).split(_ROWS_AT_ONCE):
-            self._update_rows(rows)
+            self._write_rows(rows, self._current_rows(rows))
         return self._tables[0]
 
-    def _update_rows(self, rows: torch.Tensor) -> torch.Tensor:
-        """Apply the deferred updates of some rows and return their values: float32 [R, d]."""
+    def _current_rows(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the values and the two moments of some rows with the deferred updates applied: float32 [R, d] each."""
         deferred = self._deferred.since(self._updated_at[rows.numpy()])
-        self._updated_at[rows.numpy()] = self._deferred.steps
         shrink, step, mean_factor, square_factor = to_device(torch.from_numpy(deferred), self._device).T[:, :, None]
         rows = to_device(rows, self._device)
         value, mean, square = (table[rows] for table in self._tables)
-        value = shrink * value - step * (mean / (square.sqrt() + _EPSILON))
-        for table, updated in zip(self._tables, (value, mean * mean_factor, square * square_factor), strict=True):
+        value.mul_(shrink).sub_((mean / square.sqrt().add_(_EPSILON)).mul_(step))
+        return value, mean.mul_(mean_factor), square.mul_(square_factor)
+
+    def _write_rows(self, rows: torch.Tensor, current: tuple[torch.Tensor, ...]) -> None:
+        self._updated_at[rows.numpy()] = self._deferred.steps
+        rows = to_device(rows, self._device)
+        for table, updated in zip(self._tables, current, strict=True):
             table[rows] = updated
-        return value
 
 
 class _DeferredUpdates:

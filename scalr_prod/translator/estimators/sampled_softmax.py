@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch.nn import functional
@@ -64,9 +64,43 @@ def sampled_softmax_loss(
     Returns:
         float32, a scalar.
     """
-    positive = (state * functional.embedding(labels.items, vectors)).sum(1, keepdim=True) + labels.offset[:, None]
-    offsets = drawn_offsets if labels.offset_row is None else drawn_offsets[labels.offset_row]
-    logits = state @ functional.embedding(negatives.items, vectors).T + offsets - negatives.log_expected
-    logits = logits.masked_fill(negatives.items == labels.items[:, None], -torch.inf)
-    losses = torch.cat([positive, logits], 1).logsumexp(1) - positive[:, 0]
+    own, drawn = functional.embedding(labels.items, vectors), functional.embedding(negatives.items, vectors)
+    positive = (state * own).sum(1) + labels.offset
+    offsets = drawn_offsets - negatives.log_expected
+    losses: torch.Tensor = _SampledLosses.apply(state, drawn, positive, offsets, labels, negatives)
     return (losses if labels.weight is None else losses * labels.weight).sum() / max(len(losses), 1)
+
+
+class _SampledLosses(torch.autograd.Function):
+    """-log P of each label [P], given its own logit [P]. Works in place on one [P, M] array, where autograd would keep ten."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        state: torch.Tensor,
+        drawn: torch.Tensor,
+        positive: torch.Tensor,
+        offsets: torch.Tensor,
+        labels: Labels,
+        negatives: Negatives,
+    ) -> torch.Tensor:
+        rows = labels.offset_row
+        odds = torch.addmm(offsets, state, drawn.T) if rows is None else offsets[rows].addmm_(state, drawn.T)
+        is_drawn = torch.isin(labels.items, negatives.items).nonzero()[:, 0]
+        odds[is_drawn] = odds[is_drawn].masked_fill_(negatives.items == labels.items[is_drawn, None], -torch.inf)
+        highest = torch.maximum(odds.amax(1), positive)
+        total = odds.sub_(highest[:, None]).exp_().sum(1).add_((positive - highest).exp_())
+        losses = total.log().add_(highest).sub_(positive)
+        ctx.save_for_backward(state, drawn, odds, total, losses)
+        ctx.offset_row, ctx.n_times = rows, len(offsets)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        state, drawn, odds, total, losses = ctx.saved_tensors
+        odds.mul_((gradient / total)[:, None])
+        of_offsets = None
+        if ctx.needs_input_grad[3]:
+            row = torch.zeros(len(odds), dtype=torch.int64, device=odds.device) if ctx.offset_row is None else ctx.offset_row
+            of_offsets = odds.new_zeros(ctx.n_times, odds.shape[1]).index_add_(0, row, odds)
+        return odds @ drawn, odds.T @ state, gradient * ((-losses).exp() - 1), of_offsets, None, None

@@ -6,6 +6,7 @@ import json
 import sys
 
 import pytest
+from support.ingest_project import TARGET, project_in
 from typer.testing import CliRunner
 
 from scalr_prod import __version__
@@ -81,6 +82,23 @@ def test_wrong_usage_exits_with_2():
     assert runner.invoke(app, ["validate"]).exit_code == 2
     assert runner.invoke(app, ["fly"]).exit_code == 2
     assert "rows.csv" in runner.invoke(app, ["dataset", "export", "rows.xlsx"]).output
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("rnu", "'run'"),
+        ("dataset biuld", "'build'"),
+        ("translator evalute", "'evaluate'"),
+        ("run --confg scalr.toml", "--config"),
+        ("init --sorce a.csv", "--source"),
+        ("ingest --domain sorce", "source"),
+    ],
+)
+def test_a_wrong_command_line_suggests_the_right_one(wrong, right):
+    done = runner.invoke(app, wrong.split())
+    assert done.exit_code == 2
+    assert right in done.output.splitlines()[-1], done.output
 
 
 def test_a_file_of_ids_that_is_no_text_is_an_error(tmp_path):
@@ -179,3 +197,16 @@ def test_a_plug_in_that_exits_is_an_error_not_success(settings_with, monkeypatch
     done = runner.invoke(app, ["ingest", "--config", str(config), "--json"])
     assert done.exit_code == 1
     assert found in json.loads(done.stdout)["found"]
+
+
+def test_titles_do_not_stand_in_for_common_users(tmp_path):
+    items = 'items = "items.csv"'
+    (tmp_path / "items.csv").write_text("item_id,title\ns1,green tea\ns2,tea pot\nt1,green tea\nt2,tea pot\n")
+    others = TARGET.assign(user_id="other-" + TARGET["user_id"])
+    settings = project_in(tmp_path)(target=others, source_toml=items, target_toml=items)
+    done = runner.invoke(app, ["ingest", "--config", str(tmp_path / "scalr.toml")])
+    assert done.exit_code == 1
+    assert "share no user" in done.stderr
+    assert "'other-" in done.stderr
+    assert "[users] map" in done.stderr
+    assert not any(Lake.open(settings).exists(table) for table in Table)

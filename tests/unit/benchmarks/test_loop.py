@@ -30,6 +30,23 @@ def test_without_a_list_the_figures_are_those_of_the_organic_events(loop):
         assert 20 < figures["effective_items"] < 100
 
 
+def test_aligned_draws_are_as_popular_as_real_events():
+    counts = np.array([60] * 10 + [4] * 100)
+    drawn = np.random.default_rng(0).integers(0, 110, (200, 20))
+    kept = bench_loop._kept_by_alignment(drawn, counts)
+    assert (drawn < 10).mean() < 0.1
+    assert 0.1 < (drawn[kept] < 10).mean() < 0.25, "at least half of the draws stay"
+
+
+def test_named_arms_leave_the_other_figures_as_they_are(monkeypatch, tmp_path):
+    (tmp_path / "loop.json").write_text('{"figures": {"world 0": {"default": 1, "marked": 1}, "world 1": {"default": 1}}}')
+    monkeypatch.setattr(bench_loop, "RESULT", tmp_path / "loop.json")
+    monkeypatch.setattr(bench_loop, "_measured", lambda _, names: dict.fromkeys(names, 2))
+    monkeypatch.setenv("SCALR_BENCH_ARMS", "marked,capped")
+    found = bench_loop.main()
+    assert found == {"world 0": {"default": 1, "marked": 2, "capped": 2}, "world 1": {"default": 1, "marked": 2}}
+
+
 @pytest.mark.long  # three trainings
 def test_a_round_writes_what_users_took_from_the_list(loop):
     item, recommended = loop.organic.item.copy(), np.zeros(len(loop.organic.item), dtype=bool)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from support.training_set_folder import write_ids_of_all
 
 from scalr_prod.config.settings import Settings
 from scalr_prod.errors import LakeError
@@ -154,18 +155,20 @@ def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from scalr_prod.compute import ShuffleFolder
     from scalr_prod.features.datasets import _facts
     from scalr_prod.ingest.rows import staged_rows_sql
-    from scalr_prod.quality.row_verdicts import write_verdicts
+    from scalr_prod.quality.range_audit import RangeJob, TimeRange, judge_range
     from scalr_prod.quality.rule_protocol import RowRule
     from scalr_prod.training_set.reader import TrainingSet
-    from scalr_prod.training_set.vocabulary import write_ids, write_vocabulary
+    from scalr_prod.training_set.vocabulary import write_ids
     from scalr_prod.workspace import parquet_sql
 
     times = pa.array([1, 2], pa.timestamp("us", tz="UTC"))
     for folder, item in (("v1", 1), ("v[1]", 7)):
         (tmp_path / folder).mkdir()
         columns = {"user_id": [item, item], "item_id": [item, item], "event_timestamp": times.take(pa.array([item % 2] * 2))}
+        columns |= {"label": [1, 1], "is_synthetic": [False, False]}
         histories = {"target_user_history__item_ids": [[item]] * 2, "source_user_history__item_ids": [[item]] * 2}
         pq.write_table(pa.table(columns | histories), tmp_path / folder / "p.parquet")
         write_ids(pa.table(columns | histories), tmp_path / folder / "ids.parquet")
@@ -174,24 +177,16 @@ def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
     types = {"user_id": "int64", "item_id": "int64"}
     assert connection.sql(f"SELECT DISTINCT item_id FROM ({staged_rows_sql([mine], types)})").fetchall() == [(7,)]
     assert connection.sql(f"SELECT DISTINCT item_id FROM {parquet_sql(mine)}").fetchall() == [(7,)]
-    write_vocabulary(connection, [mine.with_name("ids.parquet")], tmp_path / "v[1]")
+    write_ids_of_all(mine.parent, ["ids.parquet"])
     for folder in ("v1", "v[1]"):
         (tmp_path / folder / "rows").mkdir()
         shutil.copyfile(tmp_path / folder / "p.parquet", tmp_path / folder / "rows" / "p.parquet")
     opened = TrainingSet(tmp_path / "v[1]", {"files": ["rows/p.parquet"]})
     assert opened.to_polars(["item_id"])["item_id"].to_list() == [7, 7]
     assert pq.read_table(tmp_path / "v[1]" / "vocabulary" / "users.parquet").column(0).to_pylist() == [7]
-    (tmp_path / "v1" / "judged.parquet").write_bytes(mine.with_name("p.parquet").read_bytes())
-    rules = [RowRule("positive", "is positive", "item_id > 0")]
-    judged = write_verdicts(
-        connection,
-        "SELECT {columns} FROM (SELECT 5 AS item_id)",
-        rules,
-        columns=["item_id"],
-        shown=["item_id"],
-        path=tmp_path / "v[1]" / "judged.parquet",
-    )
-    assert judged.fetch_row("SELECT item_id FROM judged") == (5,)
+    rules = [RowRule("is_seven", "is 7", "r.item_id = 7")]
+    job = RangeJob(rules, "false", ShuffleFolder(str(mine.parent)))
+    assert judge_range(connection, job, TimeRange(None, None, ["p.parquet"], [])).accepted == 2
     assert _facts(tmp_path / "v[1]" / "rows")[1:] == _facts(tmp_path / "v[1]" / "rows" / "p.parquet")[1:]
     assert _facts(tmp_path / "v[1]" / "rows")[1].microsecond == 2
 

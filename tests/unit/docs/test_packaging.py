@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
+import json
 import re
 import runpy
 import subprocess
@@ -90,9 +91,9 @@ def test_both_distributions_fit_together():
     (needed,) = (Requirement(line) for line in PROJECT["dependencies"] if line.startswith(STORE_PROJECT["name"]))
     assert needed.specifier.contains(feast_delta.__version__)
     shared = {Requirement(line).name: Requirement(line) for line in PROJECT["dependencies"]}
-    assert [str(shared[Requirement(line).name]) for line in STORE_PROJECT["dependencies"]] == [
-        str(Requirement(line)) for line in STORE_PROJECT["dependencies"]
-    ]
+    # The store is tested on an earlier Feast than the package.
+    of_store = [str(Requirement(line.replace("feast>=0.65", "feast>=0.66"))) for line in STORE_PROJECT["dependencies"]]
+    assert [str(shared[Requirement(line).name]) for line in STORE_PROJECT["dependencies"]] == of_store
     assert {Requirement(line).name for line in STORE_PROJECT["dependencies"]} == {"deltalake", "duckdb", "feast", "pyarrow"}
     for name in ("requires-python", "license"):
         assert PROJECT[name] == STORE_PROJECT[name]
@@ -108,13 +109,14 @@ def test_both_environments_have_one_torch():
 
 def test_the_page_of_compatibility_has_every_bound_and_pin():
     page = (ROOT / "docs" / "reference" / "compatibility.md").read_text(encoding="utf-8")
-    package, serving, reasons = (
+    package, serving, _, reasons = (
         {cells[0]: cells[1:] for line in part.splitlines() if len(cells := line.strip("| ").split(" | ")) > 1}
         for part in page.split("\n## ")[1:]
     )
     for requirement in requirements():
-        accepted, tested, _ = package[requirement.name]
-        assert set(accepted.split(", ")) == {str(part) for part in requirement.specifier}
+        accepted, tested, needed_by = package[requirement.name]
+        bounds = {str(part) for part in requirement.specifier}
+        assert bounds in [set(one.split(", ")) for one in (accepted, *re.findall(r"\((.*?)\)", needed_by))]
         assert {Version(one.partition(" ")[0]) for one in tested.split(", ")} == {pinned(requirement.name, p) for p in PYTHONS}
     wanted = [line for line in (ROOT / "constraints" / "serving.in").read_text().splitlines() if not line.startswith("#")]
     assert {Requirement(line).name for line in wanted} == set(serving) - {"package", "---"}
@@ -138,6 +140,27 @@ def test_the_newest_releases_are_those_without_an_upper_bound():
     assert {name: Version(one) for name, one in script["tested_versions"]().items()} == {
         name: pinned(name, "3.11") for name in libraries
     }
+
+
+def test_the_store_accepts_the_releases_of_feast_that_its_tests_run_on():
+    """The newest, which the constraint file has, and the two before; the page of compatibility has the counts of each."""
+    matrix = runpy.run_path(str(ROOT / "scripts" / "feast_matrix.py"))
+    (accepted,) = [Requirement(line) for line in STORE_PROJECT["dependencies"] if line.startswith("feast>")]
+    releases = [Version(release) for release in matrix["RELEASES"]]
+    assert releases[0] == pinned("feast", "3.11")
+    assert [accepted.specifier.contains(release) for release in releases] == [True] * 3
+    assert [release.minor for release in releases] == list(range(releases[0].minor, releases[0].minor - 3, -1))
+    found = json.loads(matrix["RESULT"].read_text())["figures"]["releases"]
+    assert [one["feast"] for one in found] == list(matrix["RELEASES"])
+    page = (ROOT / "docs" / "reference" / "compatibility.md").read_text(encoding="utf-8")
+    for one in found:
+        assert f"| {one['feast']} | {one['passed']} | {one['failed']} | {one['skipped']} |" in page
+
+
+def test_each_extra_is_tried_by_itself():
+    tried = runpy.run_path(str(ROOT / "scripts" / "try_dist.py"))
+    assert list(tried["EXTRAS"]) == sorted(set(PROJECT["optional-dependencies"]) - {"all"})
+    assert tried["PYTHONS"] == PYTHONS
 
 
 def test_no_file_that_installs_names_a_registry_or_a_local_build():

@@ -10,7 +10,7 @@ import pytest
 from scalr_prod.evaluation.acceptance import MAX_HARM_PROBABILITY, Acceptance, GainEstimate, describe_acceptance
 from scalr_prod.evaluation.arms import Arm
 from scalr_prod.evaluation.signal import Signal, classify_signal
-from scalr_prod.evaluation.statistics import ArmComparison
+from scalr_prod.evaluation.statistics import ArmComparison, MetricContributions, TwoWayClusters
 from scalr_prod.evaluation.translation import DrawOptions
 
 
@@ -68,6 +68,16 @@ def test_weights_that_differ_are_named_by_segment():
 def test_an_unclear_signal_is_accepted_where_the_own_events_are_ahead_of_others():
     assert Acceptance(arm(), comparison(12), Signal.UNCLEAR, comparison(8, 0.001)).passed
     assert not Acceptance(arm(), comparison(12), Signal.UNCLEAR, comparison(-8, 0.001)).passed
+
+
+def test_a_decision_by_measured_comparisons_is_plain_json():
+    """NumPy's booleans are not: a report of events that are behind those of other users was not written."""
+    rng, users = np.random.default_rng(0), np.arange(60)
+    better, worse = (MetricContributions(users, users % 7, gain + 0.2 * rng.random(60)) for gain in (0.3, 0.2))
+    clusters = TwoWayClusters(users, 7)
+    ahead, behind = clusters.compare(better, worse), clusters.compare(worse, better)
+    for acceptance in (Acceptance(arm(), ahead, Signal.UNCLEAR, behind), Acceptance(arm(), behind, Signal.PRESENT)):
+        assert json.loads(json.dumps(acceptance.to_json()))["passed"] is False
 
 
 def test_a_large_gain_of_few_users_is_shrunk_and_not_thrown_away():

@@ -90,6 +90,12 @@ def test_a_synthetic_event_never_weighs_more_than_its_confidence(maker):
     assert made.weight.tolist() == [0.5, 0.5]
 
 
+def test_a_rare_item_that_a_popularity_discount_raises_weighs_no_more_than_a_real_event(maker):
+    made = maker.apply_weights(events([0, 1], [1, 2], np.array([900.0, 0.01], np.float32)), (1.0, 1.0, 1.0))
+    assert made.weight[0] == 1
+    assert 0 < made.weight[1] < 1
+
+
 def test_published_events_are_taken_where_there_are_some(maker):
     real, ours = maker.split.real.take(np.arange(50)), events([0, 3], [1, 2])
     made = maker.events(ARM, 0, TrainingSetEvents(real, ours))

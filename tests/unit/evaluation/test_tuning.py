@@ -345,6 +345,23 @@ def test_a_model_with_synthetic_events_has_settings_of_its_own():
     assert tuner.default_arm((0.0, 0.0, 0.0)).arm.options == real.options
 
 
+def test_settings_that_make_a_fit_slow_are_searched_after_the_others():
+    """Factors are tried beyond the first value only with the chosen α, temperature and volume, and λ once more with them."""
+
+    def rule(name, choice, segment):
+        return np.full(USERS, 0.1 * (choice.options["factors"] != 64) + 0.05 * any(choice.weights))
+
+    for name in ("real", JOINT_BASELINE, OURS):
+        tuner, _ = tuner_of(rule)
+        for arm in dict.fromkeys(("real", name)):
+            tune(tuner, arm)
+        tried = [one for one in tuner.trials.tried if one["arm"] == name]
+        first = next(number for number, one in enumerate(tried) if one["options"]["factors"] != 64)
+        assert len({one["options"]["alpha"] for one in tried[:first]}) > 1
+        assert len({one["options"]["alpha"] for one in tried[first:]}) == 1
+        assert len({(one["draw"]["temperature"], one["draw"]["volume"]) for one in tried[first:]}) == 1
+
+
 def test_each_segment_has_the_boost_that_suits_it():
     """What is popular lately tells most of cold users, and nothing of dense ones."""
 

@@ -19,8 +19,7 @@ from feast.infra.offline_stores.file_source import FileLoggingDestination, Saved
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from support.examples import sweep
-from support.feast_project import hours
-from support.meter_tables import METER, READINGS, SCHEMA, readings, source_of, store_in, view_of
+from support.meter_tables import METER, READINGS, SCHEMA, hours, readings, skip_unless_feast_has, source_of, store_in, view_of
 from support.shown import difference, example
 
 from feast_delta import DeltaStoreError
@@ -38,6 +37,7 @@ def spine(*rows: tuple[str, float]) -> pd.DataFrame:
 
 
 def kwh(store: FeatureStore, rows: pd.DataFrame, **options) -> list:
+    skip_unless_feast_has(*options)
     found = store.get_historical_features(rows, ["power:kwh"], **options).to_df()["kwh"]
     return [None if np.isnan(value) else value for value in found]
 
@@ -50,6 +50,7 @@ class TestMappedNames:
         found = store.get_historical_features(features=["power:kwh"], **window).to_df()
         assert sorted(found["kwh"]) == [20.0, 25.0, 30.0], "each row of a key, not its latest alone"
         assert {"meter", "event_timestamp", "known"} <= set(found.columns)
+        skip_unless_feast_has("filter_by_created_timestamp")
         found = store.get_historical_features(features=["power:kwh"], filter_by_created_timestamp=True, **window).to_df()
         assert sorted(found["kwh"]) == [20.0, 30.0]
 

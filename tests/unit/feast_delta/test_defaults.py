@@ -14,8 +14,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, WriterProperties, write_deltalake
 from feast.repo_config import get_offline_config_from_type
-from support.feast_project import hours
-from support.meter_tables import METER, READINGS, readings, source_of, store_in, view_of
+from support.meter_tables import METER, READINGS, hours, readings, skip_unless_feast_has, source_of, store_in, view_of
 
 import feast_delta
 from feast_delta import (
@@ -37,6 +36,7 @@ def store(tmp_path):
 
 
 def kwh(store, *asked: tuple[str, float], **options) -> list[float]:
+    skip_unless_feast_has(*options)
     rows = pd.DataFrame({"meter": [meter for meter, _ in asked], "event_timestamp": hours(*(hour for _, hour in asked))})
     return store.get_historical_features(rows, ["power:kwh"], **options).to_df()["kwh"].tolist()
 

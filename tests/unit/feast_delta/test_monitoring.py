@@ -10,8 +10,7 @@ import pytest
 from deltalake import write_deltalake
 from feast.monitoring.metrics_calculator import MetricsCalculator
 from feast.monitoring.monitoring_service import MonitoringService
-from support.feast_project import hours
-from support.meter_tables import METER, READINGS, RENAMED, readings, source_of, store_in, view_of
+from support.meter_tables import METER, READINGS, RENAMED, hours, readings, source_of, store_in, view_of
 
 from feast_delta import DeltaStoreError
 

@@ -6,7 +6,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from feast import ConflictPolicy
+from feast.errors import FeastPermissionError
 from feast.labeling import resolve_conflicts
+from feast.permissions.action import AuthzedAction
+from feast.permissions.security_manager import SecurityManager
+from feast.permissions.user import User
 from support.feast_project import AS_OF, hours, make_project, spine, synthetic
 
 from scalr_prod.config.settings import load_settings
@@ -76,6 +80,41 @@ def test_a_label_view_is_not_there_unless_asked_for(tmp_path):
     now = load_settings(path)
     assert LABELS not in apply_feature_repo(now).views
     assert open_feature_store(now).list_label_views() == []
+
+
+def test_readers_of_the_target_domain_may_not_read_provenance(tmp_path):
+    """By Feast's own check of permissions, as its servers make it."""
+    settings = make_project(tmp_path, '[feast]\nreader_roles = ["analyst"]\noperator_roles = ["owner"]\n')
+    store = open_feature_store(settings)
+    security = SecurityManager(store.project, store.registry)
+
+    def may(role: str, resource, action: AuthzedAction) -> bool:
+        security.set_current_user(User("somebody", [role]))
+        try:
+            return bool(security.assert_permissions([resource], action))
+        except FeastPermissionError:
+            return False
+
+    read = AuthzedAction.READ_OFFLINE
+    views = {view.name: view for view in store.list_feature_views()}
+    hidden = {"synthetic_event_provenance", "source_events", "source_user_history"}
+    assert {name for name, view in views.items() if may("analyst", view, read)} == set(views) - hidden
+    assert {name for name, view in views.items() if may("analyst", view.batch_source, read)} == set(views) - hidden
+    services = {service.name for service in store.list_feature_services() if may("analyst", service, AuthzedAction.DESCRIBE)}
+    assert services == {"target_training_v1"}
+    assert not may("analyst", views["synthetic_target_events"], AuthzedAction.WRITE_OFFLINE)
+    assert all(may("owner", view, action) for view in views.values() for action in AuthzedAction)
+    assert not any(may("stranger", view, read) for view in views.values())
+
+    path = tmp_path / "scalr.toml"
+    path.write_text(path.read_text().partition("[feast]")[0])
+    apply_feature_repo(load_settings(path))
+    assert open_feature_store(load_settings(path)).list_permissions() == []
+
+
+def test_readers_need_operators(tmp_path):
+    with pytest.raises(SettingsError, match="operator_roles"):
+        make_project(tmp_path, '[feast]\nreader_roles = ["analyst"]\n')
 
 
 def test_definitions_have_an_owner_and_tags(labelled):

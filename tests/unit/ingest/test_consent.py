@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import duckdb
 import pandas as pd
+import pyarrow as pa
 import pytest
 from support.ingest_project import log, project_in, rows_of
 
@@ -95,6 +96,43 @@ def test_later_logs_change_answers_and_earlier_ones_do_not(make):
     with pytest.raises(InputError, match="the users' consent at that time is no longer stored"):
         first.users_without_consent(settings.home)
     assert without_consent(settings) == ["u3"]
+
+
+def test_a_withdrawal_counts_even_if_its_event_is_left_out(make):
+    rows = [
+        ("u1", "s1", 0),
+        ("u2", "s1", 0),
+        ("u3", "s1", 0),
+        ("u1", None, 1),
+        ("u2", "s2", 1),
+        ("u3", "s2", -9e4),
+        (None, "s1", 2),
+    ]
+    kinds = ["buy", "buy", "buy", "buy", "ad", "buy", "buy"]
+    source = log(*rows, agreed=[True, True, True, False, False, False, False], kind=kinds)
+    toml = 'columns = { consent = "agreed", event_type = "kind" }\ntypes = { buy = 1.0 }\nunknown_types = "drop"\n'
+    settings = make(
+        source,
+        TARGET,
+        source_toml=toml + 'bad_ids = "drop"\nbad_times = "drop"\nearliest = 2000-01-01T00:00:00Z\nmax_left_out = 1.0',
+    )
+    assert ingest(settings).domains["source"].left_out == {
+        "before_earliest": 1,
+        "no_item_id": 1,
+        "no_user_id": 1,
+        "unknown_type": 1,
+    }
+    assert without_consent(settings) == ["u1", "u2"], "an impossible time does not say which answer is the latest"
+
+
+def test_training_leaves_out_whoever_a_run_leaves_out(make):
+    """Users of the source domain of whom no ingest recorded an answer; users of the target domain alone are not asked."""
+    settings = make(log(("u1", "s1", 0), ("u2", "s1", 1), agreed=[True, False]), TARGET, source_toml=COLUMN)
+    ingest(settings)
+    state, source_users = ConsentState.from_settings(settings), pa.array(["u1", "u2", "new"])
+    assert state.users_without_consent(settings.home, source_users).to_pylist() == ["new", "u2"]
+    some = replace(state, all_domains=False)
+    assert some.users_without_consent(settings.home, source_users).to_pylist() == ["u2"]
 
 
 def test_a_file_of_consents_decides_and_users_without_a_row_have_not_consented(make, tmp_path):

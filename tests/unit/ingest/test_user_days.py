@@ -81,6 +81,18 @@ def test_a_day_in_several_deliveries_is_judged_as_one(project, policy, ids, orde
     assert (report.rows_added, report.rows_removed) == (0, 0), "a repeated ingest changes nothing"
 
 
+def test_of_events_that_are_equal_but_for_their_type_the_same_ones_stay_whatever_their_order(project):
+    frame = log([0.0] * (MOST + 5))
+    frame["kind"] = [f"k{number:02d}" for number in range(len(frame))]
+    kept = []
+    for name, rows in (("a", frame), ("b", frame.iloc[::-1])):
+        settings = project(rows, 'over_user_day = "cap"\ncolumns = { event_type = "kind" }', name)
+        ingest(settings)
+        events = Lake.open(settings).read(Table.SOURCE_EVENTS).to_pylist()
+        kept.append(sorted(row["event_type"] for row in events if row["user_id"] == "bot"))
+    assert kept == [[f"k{number:02d}" for number in range(MOST)]] * 2
+
+
 def test_few_events_of_a_day_that_was_left_out_stay_out(project):
     settings = project(log([n / 60 for n in range(11)]), "")
     assert ingest(settings).domains["source"].left_out == {"over_user_day": 11}

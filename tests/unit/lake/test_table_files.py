@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,10 +13,10 @@ import pytest
 
 from scalr_prod.core.delta_log import file_names
 from scalr_prod.errors import CommitFailed
-from scalr_prod.lake import CommitMetadata, Lake, commit_record
+from scalr_prod.lake import CommitMetadata, Lake, commit_id_of, commit_record
 from scalr_prod.schemas import Table, table_schema
 
-TABLE = Table.SOURCE_USER_HISTORY
+TABLE, COMMIT = Table.SOURCE_USER_HISTORY, uuid.UUID(int=7)
 SCHEMA = table_schema(TABLE, user="string", item="int64")
 T0 = datetime(1969, 12, 31, 23, 59, 59, 123456, UTC)
 
@@ -135,3 +136,25 @@ def test_what_was_never_committed_is_removed_after_a_day(lake):
     assert young.exists()
     assert foreign.exists()
     assert users_of(lake) == ["kept"]
+
+
+def test_files_that_are_appended_land_on_the_version_that_they_were_made_for_or_not_at_all(lake):
+    lake.append_files(TABLE, [written(lake, ["a"]), written(lake, ["b"], 1)], key="first", expected_version=0)
+    late = written(lake, ["late"])
+    with pytest.raises(CommitFailed, match="the table is at version 1"):
+        lake.append_files(TABLE, [late], key="late", expected_version=0)
+    lake.append_files(TABLE, [written(lake, ["c"])], key="second", expected_version=1)
+    assert sorted(users_of(lake)) == ["a", "b", "c"]
+
+
+def test_files_of_one_commit_have_an_id_in_common_whoever_writes_them(lake):
+    batches = rows(["a"]).to_batches()
+    ours = [lake.write_file(TABLE, batches, SCHEMA, number=number, commit_id=str(COMMIT)).path for number in (0, 1, 1)]
+    assert {*map(commit_id_of, ours)} == {str(COMMIT)}
+    assert len({*ours}) == 3, "two attempts of a task write two files"
+    alone = [written(lake, ["a"], number).path for number in (0, 1)]
+    assert len({*map(commit_id_of, alone)} - {*alone}) == 2
+    lake.append(TABLE, rows(["a"]), key="by Delta")
+    (by_delta,) = file_names(lake.open_table(TABLE))
+    assert by_delta.startswith(f"part-00000-{commit_id_of(by_delta)}-")
+    assert commit_id_of("x/other.parquet") == "x/other.parquet"

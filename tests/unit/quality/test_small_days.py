@@ -154,6 +154,7 @@ def days_of(project: Handmade) -> dict[int, list]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_a_year_of_small_honest_days_is_never_refused_and_faults_are_told_as_a_table(world, capsys):
     project, popularity, rng = world
     by_day = days_of(project)

@@ -14,8 +14,11 @@ import pytest
 from support.examples import sweep
 from support.small_project import Handmade, hour
 
+from scalr_prod.compute import SharedFiles, ShuffleFolder, open_executor
+from scalr_prod.core.timestamps import to_micros
 from scalr_prod.errors import QualityGateFailed
-from scalr_prod.quality import row_rules_digest, training_set, validate_training_set
+from scalr_prod.quality import ValidatedPart, range_audit, row_rules_digest, training_set, validate_training_set
+from scalr_prod.workspace import open_duckdb, staging_folder
 
 STAMP = pa.timestamp("us", tz="UTC")
 SCHEMA = pa.schema(
@@ -99,9 +102,21 @@ def write(tmp_path):
     return write
 
 
+def validate(settings, folder: Path, made: dict, validated: dict[str, ValidatedPart] | None = None):
+    """Run the gate on the files of a folder, in this process; some files are parts that a gate has passed before."""
+    files = sorted(path for path in folder.glob("*.parquet") if path.name not in (validated or {}))
+    shared = SharedFiles(ShuffleFolder(str(folder)), [path.name for path in files])
+    with (
+        staging_folder(settings, "gate") as staging,
+        open_duckdb(settings, staging) as connection,
+        open_executor(settings, connection, tasks=1, work_s=0, stage="dataset build") as executor,
+    ):
+        return validate_training_set(settings, files, shared, made, executor, validated=[*(validated or {}).values()])
+
+
 def test_a_good_training_set_passes(settings, write):
     rows = good_rows()
-    report = validate_training_set(settings, write(rows), manifest(rows))
+    report = validate(settings, write(rows), manifest(rows))
     assert report.passed
     assert (report.rows, report.accepted) == (31, 31)
     assert len(report.rules) > 15
@@ -154,7 +169,7 @@ def test_each_broken_rule_is_named(settings, write, violations):
     for violate in violations.values():
         violate(rows)
     with pytest.raises(QualityGateFailed) as caught:
-        validate_training_set(settings, write(rows), manifest(rows))
+        validate(settings, write(rows), manifest(rows))
     for rule in violations:
         assert f"{rule} (" in caught.value.found
     assert caught.value.where.endswith("data_docs/index.html")
@@ -162,8 +177,10 @@ def test_each_broken_rule_is_named(settings, write, violations):
 
 
 def test_rows_that_share_a_key_are_found_wherever_they_lie(settings, tmp_path, monkeypatch):
-    """Keys that are taken often, in files that each hold all times, counted a few rows at a time: as many as pandas finds."""
-    monkeypatch.setattr(training_set, "_COUNTED_ROWS", 40)
+    """Keys that are taken often, in files that each hold all times, judged a few rows at a time: as many as pandas finds."""
+    monkeypatch.setattr(range_audit, "_TASK_ROWS", 40)
+    judged, judge = [], range_audit.judge_range
+    monkeypatch.setattr(training_set, "judge_range", lambda *arguments: judged.append(judge(*arguments)) or judged[-1])
     rng, model = np.random.default_rng(0), good_rows()
     rows = []
     for _ in range(600):
@@ -174,8 +191,9 @@ def test_rows_that_share_a_key_are_found_wherever_they_lie(settings, tmp_path, m
         if missing:
             key[str(rng.choice(list(key)))] = None
         rows.append(model[kind] | key | {"label": int(rng.random() < 0.7)})
+    rows.sort(key=lambda row: row["event_timestamp"] or hour(0))
     for part in range(4):
-        pq.write_table(pa.Table.from_pylist(rows[part::4], schema=SCHEMA), tmp_path / f"{part}.parquet")
+        pq.write_table(pa.Table.from_pylist(rows[part::4], schema=SCHEMA), tmp_path / f"{part}.parquet", row_group_size=10)
 
     frame = pd.DataFrame(rows)
     keys = ["user_id", "item_id", "event_timestamp"]
@@ -186,10 +204,13 @@ def test_rows_that_share_a_key_are_found_wherever_they_lie(settings, tmp_path, m
     assert copies > 20
     assert contradicted > 20
     with pytest.raises(QualityGateFailed) as caught:
-        validate_training_set(settings, tmp_path, manifest(rows))
+        validate(settings, tmp_path, manifest(rows))
     found = {name: int(count) for name, count in re.findall(r"(\w+) \([^)]*\): (\d+) of", caught.value.found)}
     assert found["synthetic_rows_are_unique"] == copies
     assert found["label_is_not_contradicted"] == contradicted
+    assert len(judged) > 8
+    assert max(part.rows for part in judged) < 120
+    assert sum(part.rows for part in judged) == 600
 
 
 @pytest.mark.parametrize(
@@ -212,28 +233,33 @@ def test_a_manifest_that_does_not_fit_is_named(settings, write, changes):
     rows = good_rows()
     changed_manifest = manifest(rows, **{name: value for change in changes.values() for name, value in change.items()})
     with pytest.raises(QualityGateFailed) as caught:
-        validate_training_set(settings, write(rows), changed_manifest)
+        validate(settings, write(rows), changed_manifest)
     assert all(f"{rule} (" in caught.value.found for rule in changes)
 
 
 def test_an_empty_training_set_is_refused(settings, write):
     with pytest.raises(QualityGateFailed, match="no row"):
-        validate_training_set(settings, write([]), manifest([]))
+        validate(settings, write([]), manifest([]))
+
+
+def part_of(rows: list[dict]) -> ValidatedPart:
+    times = sorted(to_micros(row["event_timestamp"]) for row in rows)
+    return ValidatedPart(len(rows), sum(row["is_synthetic"] for row in rows), times[0], times[-1])
 
 
 @pytest.mark.long
-def test_of_files_that_were_judged_before_only_what_is_asked_of_the_whole_set_is_asked(settings, write):
+def test_of_parts_that_were_judged_before_only_what_is_asked_of_the_whole_set_is_asked(settings, write):
     rows = good_rows()
-    folder = write(rows[:20])
-    pq.write_table(pa.Table.from_pylist([rows[20] | {"weight": -1.0}, *rows[21:30]], schema=SCHEMA), folder / "before.parquet")
-    whole = manifest(rows[:30])
+    folder, before = write(rows[:20]), [rows[20] | {"weight": -1.0}, *rows[21:30]]
+    pq.write_table(pa.Table.from_pylist(before, schema=SCHEMA), folder / "before.parquet")
+    whole, kept = manifest(rows[:30]), {"before.parquet": part_of(before)}
     with pytest.raises(QualityGateFailed, match="weight_is_finite"):
-        validate_training_set(settings, folder, whole)
-    report = validate_training_set(settings, folder, whole, validated_files={"before.parquet"})
+        validate(settings, folder, whole)
+    report = validate(settings, folder, whole, kept)
     assert (report.rows, report.accepted) == (30, 30)
     assert {rule.checked for rule in report.rules if rule.scope == "row"} == {20}
-    everything = {path.name for path in folder.glob("*.parquet")}
-    assert validate_training_set(settings, folder, whole, validated_files=everything).rows == 30
+    everything = kept | {"0.parquet": part_of(rows[:10]), "1.parquet": part_of(rows[10:20])}
+    assert validate(settings, folder, whole, everything).rows == 30
     counts = {"rows": 20, "synthetic": 3}
     for rules, broken in (
         (
@@ -243,11 +269,41 @@ def test_of_files_that_were_judged_before_only_what_is_asked_of_the_whole_set_is
         ((), whole | {"start": hour(12).isoformat()}),
     ):
         with pytest.raises(QualityGateFailed) as caught:
-            validate_training_set(settings, folder, broken, validated_files=everything)
+            validate(settings, folder, broken, everything)
         assert all(rule in caught.value.found for rule in (*rules, "labels_are_in_the_window"))
-    pq.write_table(pa.Table.from_pylist([rows[0], *rows[21:30]], schema=SCHEMA), folder / "before.parquet")
-    with pytest.raises(QualityGateFailed, match=r"parts_share_no_time \("):
-        validate_training_set(settings, folder, whole, validated_files={"before.parquet"})
+    for overlapping, shared in (([rows[0], *rows[21:30]], 20), (rows[19:29], 1)):
+        with pytest.raises(QualityGateFailed, match="parts_share_no_time") as caught:
+            validate(settings, folder, whole, {"before.parquet": part_of(overlapping)})
+        assert f"found {shared}" in caught.value.found
+
+
+@pytest.mark.parametrize("sizes", [(500_000,), (10,), (3,)])
+def test_every_row_is_in_one_range_and_a_range_lists_all_files_that_have_its_rows(tmp_path, monkeypatch, sizes):
+    """Files that overlap, rows without a time, and many rows of one time."""
+    monkeypatch.setattr(range_audit, "_TASK_ROWS", sizes[0])
+    rng = np.random.default_rng(sizes[0])
+    files, times = [], []
+    for number in range(4):
+        stamps = sorted(rng.integers(20 * number, 20 * number + 40, 30).tolist()) + [50] * 10 * (number == 2)
+        stamps += [None] if number == 3 else []
+        files.append(tmp_path / f"{number}.parquet")
+        pq.write_table(pa.table({"event_timestamp": pa.array(stamps, STAMP)}), files[-1], row_group_size=4)
+        times += [(stamp, files[-1].name) for stamp in stamps]
+    shared = SharedFiles(ShuffleFolder(str(tmp_path)), [path.name for path in files])
+    ranges = range_audit.plan_ranges(files, shared, [ValidatedPart(1, 0, 500, 600), ValidatedPart(1, 0, 0, 3)])
+    assert len(ranges) > len(times) / sizes[0] / 3
+    for stamp, name in times:
+        within = [
+            part
+            for part in ranges
+            if (stamp is None and part.since is None)
+            or (
+                stamp is not None and (part.since is None or part.since <= stamp) and (part.until is None or stamp < part.until)
+            )
+        ]
+        assert len(within) == 1
+        assert name in within[0].paths
+    assert {span for part in ranges for span in part.spans} == {(0, 3)}
 
 
 def test_the_windows_ends_are_no_part_of_what_a_file_was_judged_by():

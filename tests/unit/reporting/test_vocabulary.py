@@ -22,3 +22,9 @@ def test_a_cut_is_told_with_what_it_costs():
 def test_a_whole_vocabulary_and_one_that_was_not_counted():
     assert _translator_metrics(manifest(source=WHOLE, target=WHOLE))["left_out"] == []
     assert _translator_metrics({"metrics": {"all": {"mixture": MEASURED}}})["left_out"] == []
+
+
+def test_estimators_that_were_measured_on_a_sample_are_said_to_be():
+    few = MEASURED | {"events": MEASURED["events"] - 1}
+    assert _translator_metrics({"metrics": {"all": {"mixture": MEASURED, "topics": few}}})["sampled"] == few["events"]
+    assert _translator_metrics({"metrics": {"all": {"mixture": MEASURED, "topics": MEASURED}}})["sampled"] is None

@@ -189,10 +189,16 @@ def test_a_set_without_source_histories_has_none_in_its_batches(tmp_path):
         assert row["numeric"][0] == 0
 
 
+def start_method(workers: int) -> str | None:
+    """How a loader starts its workers: not by forking this process, in which other tests have left threads."""
+    return "forkserver" if workers else None
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_rows_in_memory_go_through_a_data_loader(made, workers):
     opened = made()
-    loader = DataLoader(opened.torch(), batch_size=32, shuffle=True, num_workers=workers)
+    options = {"num_workers": workers, "multiprocessing_context": start_method(workers)}
+    loader = DataLoader(opened.torch(), batch_size=32, shuffle=True, **options)
     batches = list(loader)
     assert [len(batch["user"]) for batch in batches] == [32, 32, 32, 4]
     assert batches[0]["source_history"].shape == (32, 5)
@@ -204,7 +210,8 @@ def test_rows_in_memory_go_through_a_data_loader(made, workers):
 @pytest.mark.parametrize("batch_size", [None, 24])
 def test_a_stream_gives_each_row_once_whatever_the_workers(made, workers, batch_size):
     stream = made().torch(stream=True, batch_size=batch_size, shuffle=True, seed=3)
-    loader = DataLoader(stream, batch_size=None if batch_size else 10, num_workers=workers)
+    options = {"num_workers": workers, "multiprocessing_context": start_method(workers)}
+    loader = DataLoader(stream, batch_size=None if batch_size else 10, **options)
     times = torch.cat([batch["event_time"] for batch in loader]).tolist()
     assert times != sorted(times)
     assert sorted(times) == [NOW + n * DAY for n in range(100)]
@@ -232,7 +239,8 @@ def test_seed_and_epoch_decide_the_order(made):
 
 def test_workers_that_persist_see_a_new_epoch(made):
     stream = made().torch(stream=True, shuffle=True)
-    loader = DataLoader(stream, batch_size=100, num_workers=1, persistent_workers=True)
+    options = {"num_workers": 1, "multiprocessing_context": start_method(1)}
+    loader = DataLoader(stream, batch_size=100, persistent_workers=True, **options)
     first = next(iter(loader))["event_time"].tolist()
     stream.set_epoch(1)
     assert next(iter(loader))["event_time"].tolist() != first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -16,8 +17,8 @@ from scalr_prod.core.timestamps import to_micros
 from scalr_prod.errors import BadValue, SettingsError
 from scalr_prod.pipeline import PipelineReport
 from scalr_prod.schemas import Table
-from scalr_prod.translator.data.domain_events import EventWeighting
-from scalr_prod.translator.data.event_log import data_end, read_event_log
+from scalr_prod.translator.data.domain_events import DomainEvents, EventWeighting
+from scalr_prod.translator.data.event_log import EventLog, data_end, read_event_log
 from scalr_prod.translator.data.training_pairs import TrainingSlice, consumed_before
 from scalr_prod.translator.retraining import retraining_reason
 
@@ -45,6 +46,22 @@ def test_the_weight_is_that_of_the_type_and_0_where_a_model_led_to_it():
     assert EventWeighting({"view": 0.5}).weigh(events).tolist() == [0.5, 1, 0.5]
     assert EventWeighting(drops_recommended=True).weigh(events).tolist() == [0, 1, 1]
     assert EventWeighting().columns == ()
+
+
+def test_a_choice_after_a_recommended_event_is_a_label_at_the_time_when_the_user_did_not_have_the_item_yet():
+    """At its own time a run would not propose the item. Popularity knows of the choice when it is made."""
+    events = DomainEvents(
+        np.zeros(3, np.int32),
+        np.array([0, 1, 0], np.int32),
+        np.arange(3),
+        pa.array(["a", "b"]),
+        np.array([0, 0, 1], np.float32),
+    )
+    nothing = replace(events, user=events.user[:0], item=events.item[:0], time=events.time[:0], weight=None)
+    log = EventLog.with_complete_histories(pa.array(["u"]), np.zeros(1, np.int32), nothing, events, length=1)
+    assert (log.is_label & (log.label_weights(until=3) > 0)).tolist() == [True, False, False]
+    assert not (log.label_weights(until=2) > 0).any(), "training until then does not know of the choice"
+    assert log.weight_gains.tolist() == [0, 0, 1]
 
 
 def test_they_are_counted_and_no_label_and_yet_never_proposed_again(config):

@@ -149,13 +149,13 @@ def test_the_loss_matches_a_softmax_choice_by_choice(moments, weighed):
     """Draws of a choice's own label are ignored; some labels are drawn several times."""
     generator = torch.Generator().manual_seed(0)
     items, dim, choices = 300, 16, 60
-    state, vectors = (torch.randn(n, dim, generator=generator) for n in (choices, items))
-    offsets = torch.randn(moments, sampled_softmax.NEGATIVES_PER_BATCH, generator=generator)
+    state, vectors = (torch.randn(n, dim, generator=generator).requires_grad_() for n in (choices, items))
+    offsets = torch.randn(moments, sampled_softmax.NEGATIVES_PER_BATCH, generator=generator).requires_grad_()
     moment = torch.randint(0, moments, (choices,), generator=generator) if moments > 1 else None
     label = torch.randint(0, items, (choices,), generator=generator)
     weight = torch.rand(choices, generator=generator) if weighed else None
     negatives = sampled_softmax.Negatives.sample(torch.ones(items) / items, generator)
-    own = torch.randn(choices, generator=generator)
+    own = torch.randn(choices, generator=generator).requires_grad_()
     losses = []
     for b in range(choices):
         positive = state[b] @ vectors[label[b]] + own[b]
@@ -166,8 +166,12 @@ def test_the_loss_matches_a_softmax_choice_by_choice(moments, weighed):
         losses.append(loss if weight is None else loss * weight[b])
     assert all((negatives.items == one).any() for one in label[:5]), "labels are drawn"
     labels = sampled_softmax.Labels(label, own, moment, weight)
+    expected = torch.stack(losses).mean()
     found = sampled_softmax.sampled_softmax_loss(state, vectors, labels, negatives, offsets)
-    torch.testing.assert_close(found.double(), torch.stack(losses).mean(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+    learned = (state, vectors, offsets, own)
+    for gradient, by_choice in zip(torch.autograd.grad(found, learned), torch.autograd.grad(expected, learned), strict=True):
+        torch.testing.assert_close(gradient, by_choice, rtol=1e-4, atol=1e-6)
 
 
 def test_the_loss_of_an_empty_batch_is_zero():

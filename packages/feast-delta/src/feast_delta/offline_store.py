@@ -15,7 +15,7 @@ import tempfile
 import uuid
 from contextlib import contextmanager
 from datetime import datetime  # noqa: TC003 - pydantic reads it at run time
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -65,6 +65,8 @@ class DeltaOfflineStoreConfig(FeastConfigBaseModel):
     threads: int | None = Field(default=None, ge=1)
     #: Parent of the spill folders; default: the system's temporary folder.
     spill: str | None = None
+    #: Folder or URL below which a job's `to_remote_storage` writes Parquet files, as in Feast's DuckDB store. Default: it does not.
+    staging_location: str | None = None
     #: Full paths or URLs of the Delta tables that may be written to. Default: any.
     writable: list[str] | None = None
     #: From when a row is known, unless a tag of its view or source says otherwise. ``event``: from its event time on; the creation time
@@ -219,27 +221,26 @@ class DeltaOfflineStore(OfflineStore):
         force_created = bool(kwargs.get("filter_by_created_timestamp"))
         if entity_df is None:
             first, last = compute_non_entity_date_range(feature_views, kwargs.get("start_date"), kwargs.get("end_date"))
-            run, keys = retrieval.plan_window(
+            query, keys = retrieval.plan_window(
                 config, requested, first, last, known_by_end=force_created, full_names=full_feature_names
             )
         else:
-            spine = (
-                retrieval.spine_from_query(config, entity_df, registry, project)
-                if isinstance(entity_df, str)
-                else spine_from_rows(entity_df)
-            )
+            entities: Callable[[], list[str]] | None = None
+            if isinstance(entity_df, str):
+                spine = retrieval.spine_from_query(config, entity_df, registry, project)
+                entities = partial(retrieval.query_tables, config, entity_df, registry, project)
+            else:
+                spine = spine_from_rows(entity_df, config.offline_store)
             first, last = spine.first, spine.last
             options = queries.JoinOptions(full_names=full_feature_names, force_created=force_created)
-            run = retrieval.plan_join(config, requested, spine, options)
-            keys = [name for name in spine.table.schema.names if name != spine.time_column]
+            query = retrieval.plan_join(config, requested, spine, options, entities)
+            keys = [name for name in spine.schema.names if name != spine.time_column]
         return DeltaRetrievalJob(
-            run,
+            query,
+            config,
             full_feature_names=full_feature_names,
             metadata=RetrievalMetadata(features=feature_refs, keys=keys, min_event_timestamp=first, max_event_timestamp=last),
             on_demand_feature_views=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
-            repo_path=str(config.repo_path) if config.repo_path else None,
-            storage_options=config.offline_store.storage_options,
-            translate_errors=config.offline_store.translate_errors,
         )
 
     @staticmethod
@@ -272,7 +273,11 @@ class DeltaOfflineStore(OfflineStore):
                 else queries.EntitySubset(entities, queries.newest_files_start_us(scan, timestamp_field, entities.num_rows)),
             )
 
-        return retrieval.plan_pull(config, data_source, columns, query, add_dummy_key=not join_key_columns, ordered=False)
+        def text(scan: Scan, selected: list[tuple[str, str]]) -> str:
+            return queries.latest_statement(scan, selected, rows, keys=join_key_columns, features=feature_name_columns)
+
+        pull = retrieval.PullQuery(query, text, ordered=False)
+        return retrieval.plan_pull(config, data_source, columns, pull, add_dummy_key=not join_key_columns)
 
     @staticmethod
     @_translated
@@ -290,10 +295,11 @@ class DeltaOfflineStore(OfflineStore):
         columns = retrieval.pull_columns(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
         rows = retrieval.pulled_rows(config, data_source, timestamp_field, created_timestamp_column, (start_date, end_date))
 
-        def query(_connection: DuckDBPyConnection, scan: Scan, selected: list[tuple[str, str]]) -> str:
+        def text(scan: Scan, selected: list[tuple[str, str]]) -> str:
             return queries.window_sql(scan, selected, rows)
 
-        return retrieval.plan_pull(config, data_source, columns, query, add_dummy_key=False, ordered=True)
+        pull = retrieval.PullQuery(lambda _, *read: text(*read), text, ordered=True)
+        return retrieval.plan_pull(config, data_source, columns, pull, add_dummy_key=False)
 
     @staticmethod
     @_translated

@@ -79,7 +79,6 @@ class ViewJoin:
         event: Column of the event's time.
         created: Column of the creation time, if there is one.
         features: (column, name in the result).
-        key_range: Range of the first key in the spine; None: not restricted.
         tie_breakers: Columns that decide, in this order, between rows with equal event and creation times.
         ttl_us: Rows older than this at the spine's time count as absent; 0: no limit.
         known_by_spine_time: Whether a row is visible only from its creation time on.
@@ -93,7 +92,6 @@ class ViewJoin:
     event: str
     created: str | None
     features: tuple[tuple[str, str], ...]
-    key_range: KeyRange | None = None
     tie_breakers: tuple[str, ...] = ()
     ttl_us: int = 0
     known_by_spine_time: bool = True
@@ -116,12 +114,14 @@ def prune(connection: DuckDBPyConnection, view: ViewJoin, number: int) -> ViewJo
     Args:
         connection: DuckDB connection that holds the spine as `SPINE_TABLE`.
         view: The feature view.
-        number: Suffix of the table created here.
+        number: Suffix of the table created here; one of an earlier call is replaced.
     """
     spine_rows, table_rows = (_count(connection, relation) for relation in (SPINE_TABLE, view.scan.relation))
     view = replace(view, filter_entities=spine_rows * _SELECTIVE < table_rows)
-    if view.key_range is not None:
-        view = _between(view, view.key_range)
+    if view.keys:
+        column, spine = view.keys[0]
+        keys = spine_key_range(connection, column, view.scan.schema.field(column).type, spine)
+        view = view if keys is None else _between(view, keys)
     return _buffer(connection, view, number) if view.scan.files > 1 and table_rows <= _HELD else view
 
 
@@ -132,7 +132,7 @@ def _buffer(connection: DuckDBPyConnection, view: ViewJoin, number: int) -> View
     carried = [column for column, _ in zip(_columns(view), _carried(view), strict=False)]
     selected = ", ".join(map(quote_identifier, dict.fromkeys([*columns, *carried])))
     connection.execute(
-        f"CREATE TEMP TABLE held_{number} AS SELECT {selected}, {view.scan.row_id} AS {_ROW_ID} FROM {view.scan.relation}"
+        f"CREATE OR REPLACE TEMP TABLE held_{number} AS SELECT {selected}, {view.scan.row_id} AS {_ROW_ID} FROM {view.scan.relation}"
         f" WHERE {_limits_sql(replace(view, known_by_micros=None), event)}"
     )
     return replace(view, buffered=replace(view.scan, relation=f"held_{number}", row_id=_ROW_ID), filter_entities=False)
@@ -169,40 +169,36 @@ def match_rows(connection: DuckDBPyConnection, view: ViewJoin, number: int) -> b
     Args:
         connection: DuckDB connection that holds the spine as `SPINE_TABLE`, with columns `SPINE_ROW` and `SPINE_TIME`.
         view: The feature view.
-        number: Suffix of the tables created here.
+        number: Suffix of the tables created here; those of an earlier call are replaced.
 
     Returns:
         Whether any row became visible later than its event time.
     """
     late = view.created is not None and view.known_by_spine_time and _any_late(connection, view)
-    rows = every = _rows_sql(view, late=late)
-    keys, carried = [f"k{i}" for i in range(len(view.keys))], _carried(view)
-    # Without late rows event and seen are equal, and each extra column slows the join's sort.
-    group = [*keys, "seen", *(["event"] if late else [])]
-    partition = f"PARTITION BY {', '.join(keys)} " if keys else ""
-    newest = f" QUALIFY event >= max(event) OVER ({partition}ORDER BY seen)" if late else ""
-    if _mostly_before(connection, view):
-        rows = _last_before_sql(every, keys)
-    found = ", ".join(f"f.{name}" for name in [*group, "rid", *carried])
-    connection.execute(
-        f"CREATE TEMP TABLE match_{number} AS SELECT s.{SPINE_ROW} AS spine_row, {found} FROM {SPINE_TABLE} s"
-        f" ASOF JOIN (SELECT * FROM ({rows}){newest}) f ON {_asof_sql(view, 'seen')}"
-    )
-    same = " AND ".join(f"r.{name} = m.{name}" for name in group)
-    if _exists(connection, f"SELECT 1 FROM ({every}) r JOIN match_{number} m ON {same} WHERE r.rid <> m.rid"):
-        # Row ids depend on the file layout, so values decide between rows with equal timestamps. All features of the view count, not
-        # only the requested ones: any selection of features then comes from one row, the one in the online store.
-        values = [f"t{i}" for i in range(len(view.tie_breakers))]
-        kept = ", ".join(f"{name} := {name}" for name in ["rid", *carried])
-        best = (
-            f"SELECT {', '.join(group)}, arg_max(struct_pack({kept}), ({', '.join(['created', *values, 'rid'])})) AS best"
-            f" FROM ({_rows_sql(view, late=late, ties=True)}) r SEMI JOIN match_{number} m ON {same} GROUP BY ALL"
-        )
-        connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE match_{number} AS SELECT m.spine_row, unnest(r.best)"
-            f" FROM match_{number} m JOIN ({best}) r ON {same}"
-        )
+    every = _rows_sql(view, late=late)
+    rows = _last_before_sql(every, _key_names(view)) if _mostly_before(connection, view) else every
+    match = f"match_{number}"
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE {match} AS {_nearest_sql(view, rows, late=late)}")
+    if _exists(connection, f"SELECT 1 FROM ({every}) r JOIN {match} m ON {_same_sql(view, late=late)} WHERE r.rid <> m.rid"):
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE {match} AS {_decide_ties_sql(view, match, late=late)}")
     return late
+
+
+def match_query(view: ViewJoin, number: int) -> list[str]:
+    """Return common table expressions, of which the last is the table that `match_rows` creates.
+
+    They take no shortcuts, so they need to know nothing of the rows beforehand, and give the same result more slowly.
+
+    Args:
+        view: The feature view.
+        number: As for `match_rows`.
+    """
+    late = view.created is not None and view.known_by_spine_time
+    nearest = _nearest_sql(view, _rows_sql(view, late=late), late=late)
+    return [
+        f"nearest_{number} AS ({nearest})",
+        f"match_{number} AS ({_decide_ties_sql(view, f'nearest_{number}', late=late)})",
+    ]
 
 
 def count_not_yet_known(connection: DuckDBPyConnection, view: ViewJoin, number: int) -> int:
@@ -224,6 +220,48 @@ def count_not_yet_known(connection: DuckDBPyConnection, view: ViewJoin, number: 
     conditions = [f"{quote_identifier(column)} IN (SELECT {spine} FROM ({unmatched}) s)" for column, spine in view.keys]
     rows = f"SELECT {keys}{event} AS event FROM {view.lookup.relation} WHERE {' AND '.join(conditions) or 'true'}"
     return _count(connection, f"({unmatched}) s ASOF JOIN ({rows}) f ON {_asof_sql(view, 'event')}")
+
+
+def _key_names(view: ViewJoin) -> list[str]:
+    return [f"k{i}" for i in range(len(view.keys))]
+
+
+def _moment_names(view: ViewJoin, *, late: bool) -> list[str]:
+    """Return the columns that rows have in common which tie."""
+    # Without late rows event and seen are equal, and each extra column slows the join's sort.
+    return [*_key_names(view), "seen", *(["event"] if late else [])]
+
+
+def _same_sql(view: ViewJoin, *, late: bool) -> str:
+    return " AND ".join(f"r.{name} = m.{name}" for name in _moment_names(view, late=late))
+
+
+def _nearest_sql(view: ViewJoin, rows: str, *, late: bool) -> str:
+    """Select a row of ``rows`` for each spine row that sees any; which of several with the same times is left open."""
+    keys = _key_names(view)
+    partition = f"PARTITION BY {', '.join(keys)} " if keys else ""
+    newest = f" QUALIFY event >= max(event) OVER ({partition}ORDER BY seen)" if late else ""
+    found = ", ".join(f"f.{name}" for name in [*_moment_names(view, late=late), "rid", *_carried(view)])
+    return (
+        f"SELECT s.{SPINE_ROW} AS spine_row, {found} FROM {SPINE_TABLE} s"
+        f" ASOF JOIN (SELECT * FROM ({rows}){newest}) f ON {_asof_sql(view, 'seen')}"
+    )
+
+
+def _decide_ties_sql(view: ViewJoin, match: str, *, late: bool) -> str:
+    """Select the rows of ``match`` again, with the winner of those that have the same times.
+
+    Row ids depend on the file layout, so values decide. All features of the view count, not only the requested ones: any selection of
+    features then comes from one row, the one in the online store.
+    """
+    group, same = ", ".join(_moment_names(view, late=late)), _same_sql(view, late=late)
+    kept = ", ".join(f"{name} := {name}" for name in ["rid", *_carried(view)])
+    order = ", ".join(["created", *(f"t{i}" for i in range(len(view.tie_breakers))), "rid"])
+    best = (
+        f"SELECT {group}, arg_max(struct_pack({kept}), ({order})) AS best"
+        f" FROM ({_rows_sql(view, late=late, ties=True)}) r SEMI JOIN {match} m ON {same} GROUP BY ALL"
+    )
+    return f"SELECT m.spine_row, unnest(r.best) FROM {match} m JOIN ({best}) r ON {same}"
 
 
 def tie_breakers(schema: pa.Schema, columns: Sequence[str]) -> tuple[str, ...]:
@@ -254,7 +292,10 @@ def _asof_sql(view: ViewJoin, clock: str) -> str:
 
 
 def join_sql(spine_columns: Sequence[str], views: Sequence[ViewJoin]) -> str:
-    """Return the query of the full result in spine order; `match_rows` must have run for each view (numbered from 0)."""
+    """Return the query of the full result in spine order.
+
+    It reads the table ``match_<number>`` of each view, numbered from 0: see `match_rows` and `match_query`.
+    """
     selected = [f"s.{quote_identifier(column)}" for column in spine_columns]
     joins = []
     for number, view in enumerate(views):

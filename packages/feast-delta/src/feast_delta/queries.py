@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from calendar import timegm
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
 from feast.data_format import DeltaFormat
 from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.offline_stores.file_source import FileSource
-from feast.utils import _get_requested_feature_views_to_features_dict, _get_requested_on_demand_feature_views
+from feast.on_demand_feature_view import OnDemandFeatureView
+from feast.utils import _get_requested_feature_views_to_features_dict
 
 from feast_delta.columns import is_hidden_until_created, source_columns
 from feast_delta.delta_log import (
@@ -92,11 +92,13 @@ class JoinOptions:
         full_names: Name features ``view__feature``.
         force_created: A row is visible only from its creation time on, whatever the tags and settings say.
         created_until_us: Leave out rows created after this, µs since 1970; None: no limit.
+        whole_spine: The session holds the whole spine, so files without any of its keys need not be opened.
     """
 
     full_names: bool
     force_created: bool = False
     created_until_us: int | None = None
+    whole_spine: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def requested_features(
     feature_views: Sequence[FeatureView], feature_refs: list[str], project: str, registry: BaseRegistry
 ) -> dict[FeatureView, list[str]]:
     """Return the requested features of each view, in the order of the references."""
-    odfvs = _get_requested_on_demand_feature_views(feature_refs, project, registry)
+    odfvs = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
     by_view, _ = _get_requested_feature_views_to_features_dict(feature_refs, list(feature_views), odfvs)
     return {view: list(dict.fromkeys(names)) for view, names in by_view.items()}
 
@@ -160,7 +162,6 @@ def plan_view_join(
     def spine_key(column: str, schema: pa.Schema) -> str:
         return key_sql(spine, keys[column], schema.field(column).type, view.name)
 
-    @cache
     def spine_range(schema: pa.Schema) -> KeyRange | None:
         column = next(iter(keys), None)
         if column is None or column not in schema.names:
@@ -168,14 +169,14 @@ def plan_view_join(
         return spine_key_range(connection, column, schema.field(column).type, spine_key(column, schema))
 
     alias = f"source_{number}"
-    scan = open_source(connection, config, source, alias, needed, optional_columns=features, within=ReadRange(keys=spine_range))
+    within = ReadRange(keys=spine_range if options.whole_spine else None)
+    scan = open_source(connection, config, source, alias, needed, optional_columns=features, within=within)
     prefix = f"{view.projection.name_to_use()}__" if options.full_names else ""
     limit_us = earliest(known_by_micros(config, source, view), options.created_until_us)
     limited = is_hidden_until_created(view.name, view.tags, source.tags, default=config.offline_store.knowledge_time)
     return ViewJoin(
         scan=scan,
         keys=tuple((column, spine_key(column, scan.schema)) for column in keys),
-        key_range=spine_range(scan.schema),
         event=columns.event,
         created=columns.created,
         features=tuple((columns.column_name(name), f"{prefix}{name}") for name in names),
@@ -379,6 +380,20 @@ def latest_sql(
     return (
         f"SELECT {_selected_sql(columns)} FROM (SELECT *, {scan.row_id} AS rid FROM {scan.relation}{late})"
         " SEMI JOIN latest USING (rid)"
+    )
+
+
+def latest_statement(
+    scan: Scan, columns: Sequence[tuple[str, str]], rows: RowFilter, *, keys: Sequence[str], features: Sequence[str]
+) -> str:
+    """Return the query of `latest_sql` for all entities as one statement, which creates no table."""
+    ties = map(quote_identifier, tie_breakers(scan.schema, features))
+    order = ", ".join([*timestamps_sql(rows.event, rows.created), *ties, scan.row_id])
+    by_key = f" GROUP BY {', '.join(map(quote_identifier, keys))}" if keys else ""
+    latest = f"SELECT arg_max({scan.row_id}, ({order})) AS rid FROM {scan.relation}{rows.where_sql()}{by_key}"
+    return (
+        f"SELECT {_selected_sql(columns)} FROM (SELECT *, {scan.row_id} AS rid FROM {scan.relation})"
+        f" SEMI JOIN ({latest}) USING (rid)"
     )
 
 

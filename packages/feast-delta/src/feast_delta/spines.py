@@ -1,21 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spines: the rows to which features are joined, from a data frame or Arrow data."""
+"""Spines: the rows to which features are joined, from a data frame or Arrow data.
+
+Memory does not grow with a spine that comes as a stream: it is spilled to disk, and joined block by block.
+"""
 
 from __future__ import annotations
 
+import weakref
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_delta.errors import DeltaStoreError
+from feast_delta.errors import DeltaStoreError, SpillError
 from feast_delta.point_in_time import SPINE_ROW, SPINE_TABLE, SPINE_TIME
 from feast_delta.sessions import quote_identifier
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from contextlib import AbstractContextManager
     from datetime import datetime
+    from pathlib import Path
 
     from duckdb import DuckDBPyConnection
 
@@ -23,31 +31,124 @@ if TYPE_CHECKING:
 EVENT_TIMESTAMP = "event_timestamp"
 
 
+#: A block of a spine takes up to this part of the session's memory, with its row numbers and times.
+_BLOCK_SHARE = 4
+_ADDED_BYTES = 16
+#: Rows of a batch that is streamed, or spilled.
+BATCH_ROWS = 65_536
+
+
+class SpillSettings(Protocol):
+    """The part of the store's settings that bounds memory."""
+
+    memory_mb: int
+
+    def spill_folder(self) -> AbstractContextManager[Path]:
+        """Create a folder for rows that do not fit in memory, and remove it afterwards."""
+
+
 @dataclass(frozen=True)
 class EntitySpine:
-    """A spine in Arrow.
+    """A spine, read in blocks.
 
     Attributes:
-        table: All rows and columns, unchanged.
+        schema: Its columns.
         time_column: The timestamp column.
         first: Earliest time; None without rows.
         last: Latest time; None without rows.
+        rows: Number of rows.
+        block_rows: Number of rows of a block.
+        source: The rows, or the file that holds them.
     """
 
-    table: pa.Table
+    schema: pa.Schema
     time_column: str
     first: datetime | None
     last: datetime | None
+    rows: int
+    block_rows: int
+    source: pa.Table | SpilledRows
+
+    def iter_blocks(self) -> Iterator[pa.Table]:
+        """Yield the rows in order, in blocks that fit in memory; without rows, one empty block."""
+        if isinstance(self.source, pa.Table):
+            for start in range(0, max(self.rows, 1), self.block_rows):
+                yield self.source.slice(start, self.block_rows)
+            return
+        held: list[pa.RecordBatch] = []
+        rows = 0
+        with self.source.open() as batches:
+            for batch in batches:
+                held.append(batch)
+                rows += batch.num_rows
+                if rows >= self.block_rows:
+                    yield _with_times(pa.Table.from_batches(held), self.time_column)
+                    held, rows = [], 0
+        if held:
+            yield _with_times(pa.Table.from_batches(held), self.time_column)
 
 
-def spine_from_rows(rows: Any) -> EntitySpine:
+class SpilledRows:
+    """Rows in a file, in a folder that is removed with this object.
+
+    Args:
+        settings: They make the folder.
+        schema: The rows' columns.
+    """
+
+    def __init__(self, settings: SpillSettings, schema: pa.Schema) -> None:
+        resources = ExitStack()
+        self._path = str(resources.enter_context(settings.spill_folder()) / "spine.arrows")
+        weakref.finalize(self, resources.close)
+        self._writer = pa.ipc.new_stream(self._path, schema)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append rows.
+
+        Raises:
+            SpillError: They cannot be written, for example because the disk is full.
+        """
+        with self._translated():
+            self._writer.write_table(pa.Table.from_batches([batch]), max_chunksize=BATCH_ROWS)
+
+    def close(self) -> None:
+        """End the file; it can be read from now on.
+
+        Raises:
+            SpillError: As `write`.
+        """
+        with self._translated():
+            self._writer.close()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SpillError(
+                f"the spine cannot be spilled there: {error}",
+                where=self._path,
+                next_step="free space, or name another folder: spill in offline_store of feature_store.yaml, or TMPDIR",
+            ) from error
+
+    @contextmanager
+    def open(self) -> Iterator[Iterable[pa.RecordBatch]]:
+        """Open the file and yield its batches."""
+        with pa.OSFile(self._path) as file, pa.ipc.open_stream(file) as reader:
+            yield reader
+
+
+def spine_from_rows(rows: Any, settings: SpillSettings) -> EntitySpine:
     """Validate spine rows and find their timestamp column: ``event_timestamp``, else the only timestamp column.
 
     Args:
-        rows: A pandas data frame, an Arrow table, or another object that exports an Arrow stream, such as a Polars data frame.
+        rows: A pandas data frame, an Arrow table, or another object that exports an Arrow stream, such as a Polars data frame. A stream
+            that takes more memory than a block is spilled to disk, since a job may read it more than once.
+        settings: The store's settings.
 
     Raises:
         DeltaStoreError: There is no such column, or the rows are nothing of that.
+        SpillError: The rows cannot be spilled.
     """
     import pandas as pd
 
@@ -58,31 +159,79 @@ def spine_from_rows(rows: Any) -> EntitySpine:
             raise DeltaStoreError(
                 f"the spine cannot be read: {error}", where="entity_df", next_step="give each column values of one type"
             ) from error
-    elif isinstance(rows, pa.Table):
-        table = rows
-    elif hasattr(rows, "__arrow_c_stream__"):
-        table = pa.table(rows)
-    else:
-        raise DeltaStoreError(
-            f"a spine is a data frame of pandas or Polars, an Arrow table or a SQL query, not {type(rows).__name__}",
-            where="entity_df",
-            next_step="pass one of these",
-        )
-    time = _time_column(table.schema)
-    if pa.types.is_null(table.schema.field(time).type):
-        table = table.set_column(table.schema.get_field_index(time), time, table[time].cast(pa.timestamp("us", tz="UTC")))
-    if not pa.types.is_timestamp(table.schema.field(time).type):
-        raise DeltaStoreError(
-            f"the spine's times are of type {table.schema.field(time).type}", where=time, next_step="convert them to timestamps"
-        )
-    bounds = pc.min_max(table[time]).as_py()
-    return EntitySpine(table, time, _utc(bounds["min"]), _utc(bounds["max"]))
+        return _spine_from_table(table, settings)
+    if isinstance(rows, pa.Table):
+        return _spine_from_table(rows, settings)
+    if hasattr(rows, "__arrow_c_stream__"):
+        return _spine_from_stream(pa.RecordBatchReader.from_stream(rows), settings)
+    raise DeltaStoreError(
+        f"a spine is a data frame of pandas or Polars, an Arrow table or stream, or a SQL query, not {type(rows).__name__}",
+        where="entity_df",
+        next_step="pass one of these",
+    )
 
 
-def register_spine(connection: DuckDBPyConnection, spine: EntitySpine) -> None:
-    """Register the spine as `SPINE_TABLE`, with row numbers and times in µs."""
-    numbers = pa.array(np.arange(spine.table.num_rows, dtype=np.int64))
-    rows = spine.table.append_column(SPINE_ROW, numbers).append_column(SPINE_TIME, _micros(spine.table[spine.time_column]))
+def _spine_from_table(rows: pa.Table, settings: SpillSettings) -> EntitySpine:
+    time = _time_column(rows.schema)
+    table = _with_times(rows, time)
+    first, last = _time_bounds(table[time])
+    block_rows = _block_rows(settings, table.num_rows, table.nbytes)
+    return EntitySpine(table.schema, time, first, last, table.num_rows, block_rows, table)
+
+
+def _spine_from_stream(stream: pa.RecordBatchReader, settings: SpillSettings) -> EntitySpine:
+    """Read a stream into memory, or to disk if it does not fit in a block."""
+    time = _time_column(stream.schema)
+    schema = _with_times(stream.schema.empty_table(), time).schema
+    held, rows, size = [], 0, 0
+    spilled: SpilledRows | None = None
+    bounds: list[datetime] = []
+    for batch in stream:
+        rows, size = rows + batch.num_rows, size + batch.nbytes
+        if spilled is None:
+            held.append(batch)
+            if _block_rows(settings, rows, size) >= rows:
+                continue
+            spilled = SpilledRows(settings, stream.schema)
+        for one in held or [batch]:
+            spilled.write(one)
+            bounds += [moment for moment in _time_bounds(one.column(time)) if moment is not None]
+        held = []
+    if spilled is None:
+        return _spine_from_table(pa.Table.from_batches(held, stream.schema), settings)
+    spilled.close()
+    block_rows = _block_rows(settings, rows, size)
+    return EntitySpine(schema, time, min(bounds, default=None), max(bounds, default=None), rows, block_rows, spilled)
+
+
+def _block_rows(settings: SpillSettings, rows: int, size: int) -> int:
+    """Return how many rows a block has, given the bytes that some rows take."""
+    return max(1, (settings.memory_mb * 2**20 // _BLOCK_SHARE) // (size // max(rows, 1) + _ADDED_BYTES))
+
+
+def _with_times(table: pa.Table, time: str) -> pa.Table:
+    """Return the rows with a time column of timestamps, which all null values may be without.
+
+    Raises:
+        DeltaStoreError: The times are of another type.
+    """
+    kind = table.schema.field(time).type
+    if pa.types.is_null(kind):
+        return table.set_column(table.schema.get_field_index(time), time, table[time].cast(pa.timestamp("us", tz="UTC")))
+    if not pa.types.is_timestamp(kind):
+        raise DeltaStoreError(f"the spine's times are of type {kind}", where=time, next_step="convert them to timestamps")
+    return table
+
+
+def _time_bounds(times: pa.ChunkedArray | pa.Array) -> tuple[datetime | None, datetime | None]:
+    bounds = pc.min_max(times).as_py()
+    return _utc(bounds["min"]), _utc(bounds["max"])
+
+
+def register_spine(connection: DuckDBPyConnection, block: pa.Table, time_column: str) -> None:
+    """Register a block of a spine as `SPINE_TABLE`, with row numbers and times in µs, in place of the former block."""
+    numbers = pa.array(np.arange(block.num_rows, dtype=np.int64))
+    rows = block.append_column(SPINE_ROW, numbers).append_column(SPINE_TIME, _micros(block[time_column]))
     connection.register(SPINE_TABLE, rows)
 
 

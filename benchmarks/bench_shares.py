@@ -1,0 +1,188 @@
+"""Processor time of the driver and of its workers in stages that run in tasks, on a Dask cluster of one and of two workers.
+
+Made logs (`bench_scale`), the target log a tenth of the source's. A scheduler and workers of one thread each are processes of their
+own, which have imported what tasks need before the clock starts; the stages run in this process, which is the driver. `driver_s`,
+`workers_s` and `scheduler_s` are seconds of processor time; `alone` is all in this process, without a cluster. `ingest` reads the first
+three quarters of both logs, `ingest_again` all of them, of which three quarters are in the lake. `training_set` has real events and four
+negatives for each. `driver_share` is the driver's part of the driver's and the workers' time. `same` tells whether the tables' files and
+the training set's rows have the same bytes each time.
+
+SCALR_BENCH_EVENTS is the number of source events (default: 1500000).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pyarrow.parquet as pq
+
+from benchmarks.bench_scale import write_logs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from scalr_prod.config.settings import Settings
+
+EVENTS = int(os.environ.get("SCALR_BENCH_EVENTS", "1500000"))
+STAGES = ("ingest", "ingest_again", "histories", "training_set")
+WORKERS = (1, 2)
+#: What tasks of the stages import.
+MODULES = (
+    "scalr_prod.compute.worker_preload",
+    "scalr_prod.ingest.pipeline",
+    "scalr_prod.quality.training_set",
+    "scalr_prod.training_set.build",
+    "scalr_prod.training_set.features",
+)
+
+
+def main() -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    digests = set()
+    with tempfile.TemporaryDirectory() as scratch:
+        write_logs(Path(scratch), EVENTS)
+        for workers in (0, *WORKERS):
+            name = "alone" if not workers else f"{workers} workers"
+            home = Path(scratch) / name.replace(" ", "_")
+            with cluster(Path(scratch), workers) as (address, processes):
+                figures[name] = stages(Path(scratch), home, address, processes)
+            digests.add(digest(home))
+            print(f"  {name}: {figures[name]}", flush=True)
+    return {"source_events": EVENTS, "stages": figures, "same": len(digests) == 1}
+
+
+@contextmanager
+def cluster(folder: Path, workers: int) -> Iterator[tuple[str | None, list[psutil.Process]]]:
+    """The address of a scheduler with so many workers, and the processes: the scheduler first. None of them without workers."""
+    if not workers:
+        yield None, []
+        return
+    from distributed import Client
+
+    told = folder / f"scheduler_{workers}.json"
+    common = ["--scheduler-file", str(told), "--no-dashboard"]
+    scheduler = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", *common]
+    worker = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_worker",
+        "--nthreads",
+        "1",
+        "--no-nanny",
+        "--memory-limit",
+        "0",
+        *common,
+    ]
+    worker += ["--local-directory", str(folder)]
+    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    processes = [subprocess.Popen(scheduler, **quiet)]
+    try:
+        while not told.exists():
+            time.sleep(0.1)
+        processes += [subprocess.Popen(worker, **quiet) for _ in range(workers)]
+        address = json.loads(told.read_text())["address"]
+        with Client(address, set_as_default=False) as client:
+            client.wait_for_workers(workers)
+            for name in MODULES:
+                client.run(importlib.import_module, name)
+        yield address, [psutil.Process(process.pid) for process in processes]
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait()
+
+
+def stages(folder: Path, home: Path, address: str | None, processes: list[psutil.Process]) -> dict[str, dict[str, float]]:
+    """Processor seconds of each stage."""
+    from scalr_prod.config.settings import load_settings
+    from scalr_prod.features import apply_feature_repo
+    from scalr_prod.histories import build_histories
+    from scalr_prod.ingest import ingest
+    from scalr_prod.training_set import build_training_set
+
+    for name in MODULES:
+        importlib.import_module(name)
+    parts: dict[str, Any] = {"compute": {"dask": address or "local", "workers": 1}, "project": {"home": str(home)}}
+    parts["training_set"] = {"negatives_per_event": 4}
+    settings, earlier = (
+        load_settings(folder / "scalr.toml", **parts | {"domains": logs(folder, share)}) for share in (1.0, 0.75)
+    )
+
+    def prepared() -> None:
+        apply_feature_repo(settings)
+        build_training_set(settings)
+
+    work: dict[str, Callable[[Settings], object]] = {
+        "ingest": lambda _: ingest(earlier),
+        "ingest_again": ingest,
+        "histories": build_histories,
+        "training_set": lambda _: prepared(),
+    }
+    return {stage: measured(lambda stage=stage: work[stage](settings), processes) for stage in STAGES}
+
+
+def logs(folder: Path, share: float) -> dict[str, dict[str, str]]:
+    """The domains, whose logs are the first part of the events."""
+    found = {}
+    for name in ("source", "target"):
+        path = folder / f"{name}.parquet"
+        if share < 1:
+            part = folder / f"{name}_{share}.parquet"
+            if not part.exists():
+                rows = pq.read_table(path)
+                pq.write_table(rows.slice(0, int(len(rows) * share)), part)
+            path = part
+        found[name] = {"name": name, "events": str(path)}
+    return found
+
+
+def measured(work: Callable[[], object], processes: list[psutil.Process]) -> dict[str, float]:
+    """Seconds of processor time of the driver, the workers and the scheduler."""
+    before, started = [used(process) for process in processes], time.process_time()
+    work()
+    driver = time.process_time() - started
+    scheduler, *workers = [used(process) - earlier for process, earlier in zip(processes, before, strict=True)] or [0.0]
+    figures = {"driver_s": driver}
+    if workers:
+        figures |= {"workers_s": sum(workers), "longest_worker_s": max(workers), "scheduler_s": scheduler}
+        figures["driver_share"] = driver / (driver + sum(workers))
+    return {name: round(value, 3) for name, value in figures.items()}
+
+
+def used(process: psutil.Process) -> float:
+    return sum(process.cpu_times()[:2])
+
+
+def digest(home: Path) -> str:
+    """A hash of the files of the events tables and of the training set's rows."""
+    from deltalake import DeltaTable
+
+    files = [
+        Path(home, "lake", table, name)
+        for table in ("source_events", "target_events")
+        for name in names(DeltaTable, home, table)
+    ]
+    contents = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
+    rows = sorted((home / "datasets").rglob("rows/*.parquet"))
+    return hashlib.sha256(
+        json.dumps([contents, [hashlib.sha256(file.read_bytes()).hexdigest() for file in rows]]).encode()
+    ).hexdigest()
+
+
+def names(opener: Any, home: Path, table: str) -> list[str]:
+    return [Path(uri).name for uri in opener(str(home / "lake" / table)).file_uris()]
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(), indent=2))
