@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generate a run: shard the contexts in one pass over the logs, translate the shards in parallel tasks, then match popularity.
+"""Generate a run: shard the contexts in one pass over the logs, translate the shards in tasks, then match popularity.
 
 Only the driver writes to the ledger. Complete parts are reused, so that an interrupted run resumes.
 """
@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.compute import open_cluster, preload_workers, progress_channel, run_worker_task
+from scalr_prod.compute import is_distributed, open_cluster, preload_workers, progress_channel, run_worker_task
 from scalr_prod.core.atomic_io import write_json
+from scalr_prod.core.disk_errors import translate_disk_errors
 from scalr_prod.core.jsonable import Jsonable
+from scalr_prod.core.logging import log_context
 from scalr_prod.core.progress import track
 from scalr_prod.generation.context_query import count_users_without_consent
 from scalr_prod.generation.part_files import read_part, remove_stale_parts
 from scalr_prod.generation.popularity_matching import align_parts
 from scalr_prod.generation.shards import remove_shards, write_shards
-from scalr_prod.generation.task import DROP_REASONS, candidate_schema, generate_part, parts_folder
+from scalr_prod.generation.task import DROP_REASONS, candidate_schema, close_session, generate_part, parts_folder
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.schemas import Table
 from scalr_prod.workspace import ensure_consent_not_withdrawn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
 
 #: Topic on which workers report how many contexts they have translated.
 _PROGRESS_TOPIC: Final = "scalr-translated"
+
+#: Processor time of a context, in seconds: a fixed part, and one for each target item that is scored; see ADR 0093.
+_CONTEXT_WORK_S: Final = 1e-4
+_SCORE_WORK_S: Final = 2.1e-8
 
 #: Advice of errors of the cluster.
 _RESUME: Final = "resume the run: scalr runs resume RUN"
@@ -147,7 +153,8 @@ def generate(
         if state not in _FINISHED_STATES:
             ledger.runs.set_state(spec.run_id, RunState.GENERATING, cause="generate")
         write_json(run_folder(settings.home, spec.run_id) / "run.json", spec.to_json())
-        manifests, made = _generate_parts(settings, spec, ledger, serving, progress=progress)
+        items = len(load_version(settings, spec.translator_version).vocabulary().first_seen)
+        manifests, made = _generate_parts(settings, spec, ledger, serving, items=items, progress=progress)
         lease.check()
         aligned = align_parts(
             settings,
@@ -163,7 +170,7 @@ def generate(
             manifests,
             made,
             aligned,
-            catalogue=len(load_version(settings, spec.translator_version).vocabulary().first_seen),
+            catalogue=items,
             sources=settings.domains.source_names,
             seconds=time.perf_counter() - started,
         )
@@ -180,6 +187,7 @@ def _generate_parts(
     ledger: Ledger,
     serving: Callable[[], AbstractContextManager[None]],
     *,
+    items: int,
     progress: bool,
 ) -> tuple[list[dict[str, Any]], list[int]]:
     """The manifests of all parts, and which of them were made now."""
@@ -193,35 +201,58 @@ def _generate_parts(
     missing = [number for number in range(partitions) if number not in manifests]
     if missing:
         ensure_consent_not_withdrawn(settings, spec.run_id, spec.settings)
-        preload_workers(settings.compute)
         for table, version in spec.table_versions.items():
             Lake.open(settings).open_table(Table(table), version=version)  # fail here once, not in every worker
         total = write_shards(settings, spec, partitions)
+        has_workers = _has_workers(settings, tasks=len(missing), contexts=total, items=items)
+        if has_workers:
+            preload_workers(settings.compute)
         done = sum(manifest["contexts"] for manifest in manifests.values())
+        run_tasks = _run_on_workers if has_workers else _run_here
         with (
             serving(),
-            open_cluster(settings, tasks=len(missing), resume=_RESUME, smaller_tasks=_SMALLER_TASKS) as cluster,
             track("translating", show=progress, total=total, unit="contexts", done=done) as advance,
+            closing(run_tasks(settings, spec, missing, advance)) as parts,
         ):
-            cluster.subscribe(_PROGRESS_TOPIC, advance)
-            lean = _worker_settings(settings)
-            calls = (
-                (
-                    lean,
-                    {"run_id": spec.run_id, "stage": "generate", "partition": number},
-                    _run_task,
-                    lean,
-                    spec,
-                    number,
-                    partitions,
-                )
-                for number in missing
-            )
-            for manifest in cluster.map(run_worker_task, calls):
+            for manifest in parts:
                 manifests[manifest["partition"]] = manifest
                 ledger.runs.record_partitions(spec.run_id, [(manifest["partition"], manifest)])
     remove_shards(settings.home, spec)
     return [manifests[number] for number in range(partitions)], missing
+
+
+def _has_workers(settings: Settings, *, tasks: int, contexts: int, items: int) -> bool:
+    """Return whether workers translate, since this process would take longer, or would use one of several Triton servers."""
+    work_s = contexts * (_CONTEXT_WORK_S + items * _SCORE_WORK_S)
+    return len(settings.serving.urls) > 1 or is_distributed(settings.compute, tasks=tasks, work_s=work_s)
+
+
+def _run_here(
+    settings: Settings, spec: RunSpec, parts: Sequence[int], advance: Callable[[float], None]
+) -> Generator[dict[str, Any], None, None]:
+    """Generate parts one after the other in this process; yield their manifests."""
+    try:
+        for number in parts:
+            with translate_disk_errors(settings.home), log_context(**_log_fields(spec, number)):
+                manifest = generate_part(settings, spec, number, settings.generation.partitions, on_translated=advance)
+            yield manifest
+    finally:
+        close_session()
+
+
+def _run_on_workers(
+    settings: Settings, spec: RunSpec, parts: Sequence[int], advance: Callable[[float], None]
+) -> Generator[dict[str, Any], None, None]:
+    """Generate parts on Dask workers; yield their manifests as they complete."""
+    with open_cluster(settings, tasks=len(parts), resume=_RESUME, smaller_tasks=_SMALLER_TASKS) as cluster:
+        cluster.subscribe(_PROGRESS_TOPIC, advance)
+        lean, partitions = _worker_settings(settings), settings.generation.partitions
+        calls = ((lean, _log_fields(spec, number), _run_task, lean, spec, number, partitions) for number in parts)
+        yield from cluster.map(run_worker_task, calls)
+
+
+def _log_fields(spec: RunSpec, partition: int) -> dict[str, Any]:
+    return {"run_id": spec.run_id, "stage": "generate", "partition": partition}
 
 
 def _run_task(settings: Settings, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any]:

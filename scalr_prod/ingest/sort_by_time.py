@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 #: Sort order of events. Rows that are equal in these columns may differ in other mapped ones.
 SORT_COLUMNS: Final = (EVENT_TIMESTAMP, USER_ID, ITEM_ID, CREATED_TIMESTAMP, "weight")
 _BATCH: Final = 65_536
+#: Files of ids that one task merges: the driver reads no more than these.
+_MERGED_FILES: Final = 4
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,8 @@ def sort_log(tasks: LogTasks, job: SortJob, parts: Iterable[Sequence[str]], name
         tasks.executor.map(_sort_range, ((job, *each) for each in sorted(segments.items()))), key=attrgetter("number")
     )
     for column, kind in ((0, "users"), (1, "items")):
-        _create_ids_table(tasks.connection, f"{name}_{kind}", [found.ids[column] for found in ranges], job.folder)
+        ids = _merge_in_tasks(tasks, [found.ids[column] for found in ranges], job.folder)
+        _create_ids_table(tasks.connection, f"{name}_{kind}", ids, job.folder)
     files = tuple(found.file for found in ranges if found.file is not None)
     repeated, distinct = (sum(getattr(found.duplicates, each) for found in ranges) for each in ("rows", "distinct"))
     return SortedLog(
@@ -194,6 +197,24 @@ def sort_log(tasks: LogTasks, job: SortJob, parts: Iterable[Sequence[str]], name
         repeated + distinct,
         DuplicateCounts(repeated, distinct, all(found.duplicates.all_repeated for found in ranges) and bool(files)),
     )
+
+
+def _merge_in_tasks(tasks: LogTasks, segments: list[Segment], folder: ShuffleFolder) -> list[Segment]:
+    """Return at most `_MERGED_FILES` segments with the distinct ids of all."""
+    while len(segments) > _MERGED_FILES:
+        groups = [segments[start : start + _MERGED_FILES] for start in range(0, len(segments), _MERGED_FILES)]
+        segments = list(tasks.executor.map(_merge_ids, ((folder, group) for group in groups)))
+    return segments
+
+
+def _merge_ids(connection: DuckDBPyConnection, folder: ShuffleFolder, segments: Sequence[Segment]) -> Segment:
+    """Task: write the distinct ids of some segments."""
+    load_segments(connection, segments, folder=folder, name="merged_ids")
+    (merged,) = write_tables(
+        [(0, connection.sql("SELECT DISTINCT * FROM merged_ids").to_arrow_table())], folder=folder
+    ).values()
+    connection.execute("DROP TABLE merged_ids")
+    return merged
 
 
 def _create_ids_table(db: Any, name: str, segments: Sequence[Segment], folder: ShuffleFolder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from scalr_prod.compute import executor
 from scalr_prod.config.settings import load_settings
-from scalr_prod.errors import LedgerError, SchedulerUnreachable, TranslatorError
-from scalr_prod.generation import GenerationReport, generate, plan_run
+from scalr_prod.errors import LakeError, LedgerError, SchedulerUnreachable, TranslatorError
+from scalr_prod.generation import GenerationReport, generate, plan_run, runner, task
 from scalr_prod.generation.part_files import part_path
 from scalr_prod.generation.policy import Policy, logs_digest, policy_path, settings_digest
 from scalr_prod.generation.shards import write_shards
@@ -109,8 +111,51 @@ def test_half_of_the_events_stay_and_their_buckets_come_nearer(config, made):
     assert abs(after - want) < abs(before - want)
 
 
+def test_a_small_run_is_translated_without_workers(config, made, monkeypatch):
+    spec, report, rows, _ = made
+    settings = project(config, "local", workers=2)
+    fresh(settings, spec)
+    monkeypatch.setattr(runner, "open_cluster", None)
+    again = generate(settings, spec)
+    pd.testing.assert_frame_equal(candidates(settings, spec.run_id), rows, rtol=0, atol=1e-5)
+    assert (again.contexts, again.events, again.dropped) == (report.contexts, report.events, report.dropped)
+    assert (again.parts_made, again.parts_kept) == (5, 0)
+
+
+def test_several_triton_servers_are_asked_by_workers(config):
+    settings = project(config, "local", workers=2)
+    asked = {"tasks": 5, "contexts": 100, "items": 1000}
+    assert not runner._has_workers(settings, **asked)
+    assert runner._has_workers(settings, **asked | {"contexts": 1_000_000})
+    two = settings.serving.model_copy(update={"url": "one:8001, two:8001"})
+    assert runner._has_workers(settings.model_copy(update={"serving": two}), **asked)
+
+
+def test_a_part_that_cannot_be_written_is_an_error_that_names_the_place_and_the_run_goes_on(config, made, monkeypatch):
+    spec, report, rows, _ = made
+    settings = project(config, "local")
+    fresh(settings, spec)
+    part = part_path(run_folder(settings.home, spec.run_id) / "parts", 3)
+    write_part = task.open_part_writer
+
+    def full(path, schema):
+        if path == part:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write_part(path, schema)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(task, "open_part_writer", full)
+        with pytest.raises(LakeError, match="No space left on device") as error:
+            generate(settings, spec)
+    assert error.value.where == str(part)
+    again = generate(settings, spec)
+    assert (again.parts_made, again.parts_kept) == (2, 3)
+    pd.testing.assert_frame_equal(candidates(settings, spec.run_id), rows, rtol=0, atol=1e-5)
+
+
 @long
-def test_three_processes_and_large_batches_give_the_same_events_though_one_is_lost(config, made):
+def test_three_processes_and_large_batches_give_the_same_events_though_one_is_lost(config, made, monkeypatch):
+    monkeypatch.setattr(executor, "LOCAL_WORKERS_MIN_WORK_S", 0)
     spec, report, rows, _ = made
     settings = project(config, "local", workers=3, batch_size=1024, partitions=16)
     assert plan_run(settings, version=1) == spec

@@ -186,7 +186,15 @@ def test_workers_and_driver_share_nothing_but_an_object_store(here, tmp_path, mo
         assert ingest_twice(tmp_path / "workers", compute={"dask": here}, project=lake) == expected
         left = store.keys()
     assert len(ran) > 40
-    assert set(ran) == {"_parse_files", "_write_by_time", "_sort_range", "_hash_rows", "_compare_range", "_write_table_file"}
+    assert set(ran) == {
+        "_parse_files",
+        "_write_by_time",
+        "_sort_range",
+        "_merge_ids",
+        "_hash_rows",
+        "_compare_range",
+        "_write_table_file",
+    }
     assert not [key for key in left if "shuffle-" in key]
 
 
@@ -271,6 +279,7 @@ def test_files_for_a_version_that_another_ingest_passed_are_removed(tmp_path, mo
         pytest.param(staging, "_parse_files", marks=long),
         pytest.param(sort_by_time, "_write_by_time", marks=long),
         pytest.param(sort_by_time, "_sort_range", marks=long),
+        pytest.param(sort_by_time, "_merge_ids", marks=long),
         pytest.param(append, "_compare_range", marks=long),
         pytest.param(append, "_write_table_file", marks=long),
     ],
