@@ -183,15 +183,21 @@ def restart_locked(settings: Settings, versions: Iterable[int]) -> ServerStatus:
     return start_locked(settings, versions, keep_running=record is not None and record.lasting)
 
 
-def stop_locked(settings: Settings) -> bool:
-    """Stop the server, see `stop_triton`; the caller must hold the server lock."""
+def stop_locked(settings: Settings, *, kill: bool = False) -> bool:
+    """Stop the server, see `stop_triton`; the caller must hold the server lock.
+
+    Args:
+        settings: The project's settings.
+        kill: Do not let it finish requests. It keeps nothing that has to be written, and its own shutdown takes three seconds.
+    """
     record = read_record(settings)
     if record is None:
         return False
     was_alive = is_alive(record)
     if was_alive:
-        _signal(record, signal.SIGTERM)
-        if not _wait_until_ended(record, _STOP_S):
+        if not kill:
+            _signal(record, signal.SIGTERM)
+        if kill or not _wait_until_ended(record, _STOP_S):
             _signal(record, signal.SIGKILL)
             if not _wait_until_ended(record, _STOP_S):
                 raise ServingError(

@@ -64,7 +64,7 @@ def stop_unused_server(settings: Settings) -> None:
     with server_lock(settings):
         record = read_record(settings)
         if record is not None and not record.lasting and not has_other_users(settings):
-            stop_locked(settings)
+            stop_locked(settings, kill=True)
 
 
 def _ensure_local(settings: Settings, version: int, also_loaded: AbstractSet[int] | None) -> None:
