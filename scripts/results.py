@@ -114,6 +114,7 @@ def page() -> str:
     """Return the page's text."""
     sections = [
         whole_run(),
+        small_day(),
         speed(),
         joins_and_memory(),
         stages(),
@@ -147,6 +148,31 @@ def whole_run() -> list[str]:
             ["seconds by stage", *by_stage],
             [[stage, *(f"{of[stage]:.2f}" for of in by_stage.values())] for stage in stages],
         ),
+    ]
+
+
+def small_day() -> list[str]:
+    """A day of few events, with a kept translator and with a training."""
+    found = figures("day")
+    runs = {"translator kept": found["kept"], "trained": found["trained"], "first run": found["first"]}
+    rows = [[what.replace("_", " "), *(f"{run[what]:.1f}" for run in runs.values())] for what in ("seconds", "cpu")]
+    stages = [
+        [stage, *(f"{run['seconds_by_stage'][stage]:.2f}" for run in runs.values())]
+        for stage in found["kept"]["seconds_by_stage"]
+    ]
+    events = number(found["events"])
+    return [
+        *heading("A small day", "day"),
+        f"`scalr run` after {events} new events of a simulated world, from the same state, and the first run before them.",
+        "",
+        *measured(
+            [
+                Measure("a day with a kept translator", found["kept"]["seconds"], " s", found["seconds_limit"]),
+                Measure("its processor time, over that of a day that trains", found["ratio"], "", found["ratio_limit"]),
+                Measure("imports, share of the processor time", found["imports_share"], "", found["imports_limit"]),
+            ]
+        ),
+        *table(["", *runs], [[{"cpu": "processor seconds"}.get(row[0], row[0]), *row[1:]] for row in rows] + stages),
     ]
 
 

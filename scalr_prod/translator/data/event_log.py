@@ -230,12 +230,11 @@ def data_end(lake: Lake) -> datetime:
         TableNotFound: Nothing was ingested yet.
         TranslatorError: Both logs are empty.
     """
-    import pyarrow.compute as pc
-
     latest: list[datetime] = []
     for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
-        for batch in lake.dataset(table).to_batches(columns=[EVENT_TIMESTAMP, CREATED_TIMESTAMP]):
-            latest += [end for column in batch.columns if (end := pc.max(column).as_py()) is not None]
+        for file in lake.dataset(table).get_fragments():
+            for group in file.row_groups:
+                latest += [group.statistics[column]["max"] for column in (EVENT_TIMESTAMP, CREATED_TIMESTAMP)]
     if not latest:
         raise TranslatorError("both domains have no events", where=lake.root, next_step="read the logs: scalr ingest")
     return max(latest).astimezone(UTC) + timedelta(microseconds=1)
