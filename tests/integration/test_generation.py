@@ -132,7 +132,7 @@ def test_several_triton_servers_are_asked_by_workers(config):
 
 
 def test_a_part_that_cannot_be_written_is_an_error_that_names_the_place_and_the_run_goes_on(config, made, monkeypatch):
-    spec, report, rows, _ = made
+    spec, _, rows, _ = made
     settings = project(config, "local")
     fresh(settings, spec)
     part = part_path(run_folder(settings.home, spec.run_id) / "parts", 3)
