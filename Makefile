@@ -11,7 +11,7 @@ NEWEST ?= .venv-newest
 export PYTHONHASHSEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test run-tests test-long test-fast coverage faults ops feast-suite feast-matrix newest lint style types docs audit soak bench bench-lift dist try-dist clean constraints
+.PHONY: help setup browser demo test run-tests test-long test-fast coverage faults ops feast-suite feast-matrix newest lint style types docs audit soak bench dist try-dist clean constraints
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,9 +93,6 @@ docs: setup ## the site of this version, in build/site beside those of other ver
 
 bench: setup ## each stage beside its limit
 	.venv/bin/python -m benchmarks
-
-bench-lift: setup ## what synthetic events bring downstream, with controls: both directions, half of the users cold and none
-	.venv/bin/python -m benchmarks lift
 
 audit: setup ## known weaknesses of the pinned packages, where the advisory database can be reached
 	.venv/bin/python scripts/audit.py

@@ -3,7 +3,7 @@
 A user's last event of both domains together is tested, the one before chooses λ; it is ranked among 999 items of its domain drawn
 uniformly that the user never had. Everything before is training, for translator and model; synthetic events come from source
 events before the test event. Leave-one-out lets the future of other users into training, and uniform negatives flatter what is
-popular: these figures compare with the published ones, `bench_lift` is the one to believe. The two directions run beside each
+popular: these figures compare with the published ones; believe those of `scalr evaluate`. The two directions run beside each
 other, one thread each.
 """
 

@@ -1,8 +1,8 @@
 """EASE (Steck 2019) on Yelp's logs: the strongest simple linear model, on the target domain alone and on both domains at once.
 
 It is no arm of `scalr evaluate`: its matrix has as many cells as pairs of items, which large catalogues do not allow. So this asks, on
-the scenes of docs/explanation/lift.md, whether a baseline that is left out there would have been the stronger one. Regularisation, the
-source domain's weight, and for each segment the boost by what is popular lately are chosen on the validation scene; figures are NDCG@20
+the splits of docs/explanation/lift.md, users as they are, whether a baseline that is left out there would have been the stronger one. Regularisation, the
+source domain's weight, and for each segment the boost by what is popular lately are chosen on the validation split; figures are NDCG@20
 of the four test periods. One thread, 2 minutes and 5 GiB a fit.
 """
 
@@ -28,8 +28,8 @@ events = "{folder}/source.parquet"
 name = "other"
 events = "{folder}/target.parquet"
 """
-CUTOFFS, COLD, HALF_LIFE = 4, 0.5, 365.0
-SOURCE_WEIGHTS, PENALTIES, BOOSTS = (0.0, 0.3, 1.0), (1000.0, 3000.0), (0.0, 0.001, 0.003, 0.01, 0.03, 0.1)
+CUTOFFS, COLD, HALF_LIFE = 4, 0.0, 365.0
+SOURCE_WEIGHTS, PENALTIES, BOOSTS = (0.0, 0.3, 1.0), (1000.0, 3000.0, 10000.0), (0.0, 0.001, 0.003, 0.01, 0.03, 0.1)
 
 
 class Ease:

@@ -26,28 +26,18 @@ with its command, machine and date. `make bench` measures speed on your machine.
 """
 #: Files that this page leaves out, and why.
 LEFT_OUT = {
-    "abxi": "the evaluation protocol of another paper: [food and kitchen](../experiments/food-and-kitchen.md#the-protocol-of-abxi)",
+    "abxi": "the evaluation protocol of another paper: [lift](../experiments/lift.md#the-protocol-of-abxi)",
     "bridge": "an experiment with titles, which came to nothing that is built: [a bridge](../experiments/bridge.md)",
     "cold_items": "an experiment with titles, which came to nothing that is built: [cold items](../experiments/cold-items.md)",
     "feast_matrix": "counts of tests: [compatibility](compatibility.md#releases-of-feast)",
-    "lift": "an earlier evaluation with weaker baselines: [food and kitchen](../experiments/food-and-kitchen.md)",
-    "lift_yelp_sasrec": "withdrawn: [lift](../experiments/lift.md#sasrec)",
     "loop": "a simulated loop: [the loop](../experiments/loop.md)",
     "default_run_as_is": "nobody's target events hidden: [users as they are](../experiments/lift.md#users-as-they-are)",
     "selection": "simulated evaluations: [ADR 0019](../adr/0019-synthetic-weight.md)",
     "privacy": "attacks, not speed or lift: [privacy](../experiments/privacy.md)",
     "scout": "an order of pairs, not a model's lift: [what scalr scout expects](../experiments/lift.md#what-scalr-scout-expects)",
+    "set_aside": "what scout's order is compared with: [what scalr scout expects](../experiments/lift.md#what-scalr-scout-expects)",
     "world_lifts": "simulated logs: [worlds with a known answer](../experiments/worlds.md)",
     "worlds": "simulated logs: [worlds with a known answer](../experiments/worlds.md)",
-}
-#: The evaluations, by file.
-LIFTS = {
-    "lift_yelp": "Yelp, other ← restaurants",
-    "lift_yelp_half_hidden": "the same, half of the users hidden",
-    "lift_yelp_two_tower": "the same, half of the users hidden",
-    "lift_yelp_stacked_ranker": "the same, half of the users hidden",
-    "lift_yelp_feature_ranker": "the same, half of the users hidden",
-    "lift_amazon": "Amazon",
 }
 #: The steps of `bench_growth`, with the larger and the smaller size.
 STEPS = {
@@ -125,7 +115,7 @@ def page() -> str:
         translator(),
         lift(),
     ]
-    sections += [default_run(), set_aside(), default_weight(), ease(), sources()]
+    sections += [default_run(), default_weight(), ease(), sources()]
     return "\n".join([INTRODUCTION, *("\n".join(section) for section in sections)])
 
 
@@ -499,92 +489,35 @@ def translator() -> list[str]:
 
 
 def lift() -> list[str]:
-    """What models gain from synthetic events."""
-    rows, entropies = [], []
-    for name, text in LIFTS.items():
-        found = read(name)
-        scenes = {f"{text}, {arrow(pair)}": found[pair] for pair in found if "_from_" in pair} or {text: found}
-        for label, scene in scenes.items():
-            (verdict,) = scene["verdict"]["models"]
-            family, choice = verdict["model"], scene["choices"][verdict["model"]]
-            of = {row["name"]: row for row in scene["arms"]}
-            ndcg = [
-                f"{of[arm]['metrics']['ndcg']:.4f}" if arm in of else ""
-                for arm in ("popular_lately", "real", "model_level_transfer", "real+scalr")
-            ]
-            gains = ["λ = 0"] * 2
-            if any(choice["lambda"].values()):
-                gains = [percent(part, "lift_over_best_pct") for part in (verdict, verdict["cold"])]
-            rival = percent(verdict["over_rival"]) if "over_rival" in verdict else ""
-            weights = " / ".join(f"{choice['lambda'][segment]:.2g}" for segment in SEGMENTS)
-            rows.append([label, f"`{family}`", number(scene["users"]["all"]), *ndcg, *gains, rival, weights])
-            if "probabilities" in of["real"]:
-                before, after = (of[arm]["probabilities"] for arm in ("real", "real+scalr"))
-                relative = [
-                    percent(after[part], "ne_vs_real_pct", "ne_ci95", digits=2) for part in ("all", "cold", "sparse", "dense")
-                ]
-                entropies.append([f"`{family}`", f"{before['all']['ne']:.4f}", f"{after['all']['ne']:.4f}", *relative])
-    header = ["pair", "model", "cases", "list", "real", "joint training", "real + synthetic", "over the best of list and real"]
-    header += ["the same, cold users", "over joint training", "λ: cold / sparse / dense"]
-    return [
-        *heading("Lift", *LIFTS),
-        "NDCG@20 of a model with and without synthetic events ([how to read this](../explanation/lift.md)).",
-        "In brackets: 95 % intervals with users and items resampled.",
-        "",
-        *table(header, rows),
-        "Normalized entropy (NE) of the models that give probabilities; below the value with real events only is better:",
-        "",
-        *table(["model", "NE, real", "NE, real + synthetic", "relative, all", "cold", "sparse", "dense"], entropies),
-        *notes(*LIFTS),
+    """What ALS gains from synthetic events on Yelp."""
+    found = read("lift_yelp")
+    (verdict,) = found["verdict"]["models"]
+    weights, arms = found["choices"][verdict["model"]]["lambda"], {row["name"]: row for row in found["arms"]}
+    shown = {
+        "popular_lately": "the list",
+        "popular_in_cluster": "lists by cluster",
+        "real": "real events",
+        "model_level_transfer": "joint training",
+        "real+scalr": "real + synthetic",
+        "translator": "the translator, as a recommender",
+    }
+    rows = [[text, f"{arms[arm]['metrics']['ndcg']:.4f}"] for arm, text in shown.items()]
+    over = {"list and real": "lift_over_best_pct", "joint training": "over_rival", "lists by cluster": "over_clusters"}
+    groups = {"all": verdict} | {name: verdict[name] for name in (*SEGMENTS, "new")}
+    lifts = [
+        [text, *(percent(one if key == "lift_over_best_pct" else one[key]) for one in groups.values())]
+        for text, key in over.items()
     ]
-
-
-def set_aside() -> list[str]:
-    """Pairs that nothing was tuned on."""
-    found = figures("set_aside")
-    lines = []
-    for group, text in (
-        ("named_first_today", "The six pairs that the rule for λ was made on"),
-        ("named_later", "Six pairs named later"),
-    ):
-        rows = []
-        for pair, one in found[group]["pairs"].items():
-            other = one.get("over_the_other_choice") or one.get("the_other_choice")
-            own = one["signal"]["own_over_others"]
-            nats, low, high = (signed(value, 2) for value in (own["nats"], *own["ci99"]))
-            weights = " / ".join(f"{one['lambda'][segment]:.2g}" for segment in SEGMENTS)
-            verdict = one["verdict"]
-            ndcg = [f"{one['ndcg'][arm]:.4f}" for arm in ("popular_lately", "real", "model_level_transfer", "real+scalr")]
-            gain = percent(verdict, "lift_over_best_pct") if any(one["lambda"].values()) else "λ = 0"
-            right = "yes" if one["right"] else "**no**"
-            rows.append(
-                [
-                    arrow(pair),
-                    number(one["test_users"]["all"]),
-                    f"{nats} ({low} … {high})",
-                    *ndcg,
-                    weights,
-                    gain,
-                    right if other else "",
-                ]
-            )
-        header = [
-            "pair",
-            "test users",
-            "signal, nats (99 %)",
-            "list",
-            "real",
-            "joint training",
-            "real + synthetic",
-            "λ: cold / sparse / dense",
-        ]
-        lines += [f"{text}:", "", *table([*header, "over the best of list and real (95 %)", "λ right on the test"], rows)]
     return [
-        *heading("Pairs that nothing was tuned on", "set_aside"),
-        "ALS, NDCG@20. The signal is what a user's own source history says more than another user's.",
+        *heading("Lift", "lift_yelp"),
+        f"NDCG@20 of ALS on Yelp, other ← restaurants: {number(found['users']['all'])} test cases of {len(found['cutoffs'])} cutoffs"
+        " ([how to read this](../explanation/lift.md)).",
+        "λ (cold / sparse / dense) is " + " / ".join(f"{weights[segment]:.2g}" for segment in SEGMENTS) + ".",
         "",
-        *lines,
-        *notes("set_aside"),
+        *table(["", "NDCG@20"], rows),
+        "Real + synthetic over the best baselines, with 95 % intervals over resampled users and items; *new*: users as if they had no target events.",
+        "",
+        *table(["over", *groups], lifts),
     ]
 
 
