@@ -28,7 +28,7 @@ from scalr_prod.translator.module import TrainingModule
 from scalr_prod.translator.worker_pool import INLINE, WorkerPool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -138,7 +138,10 @@ class _HeldOutEvents:
 
 @dataclass(frozen=True)
 class EventScores:
-    """Log-probabilities of R events, and the draws' expected log lift and share at the prior: float64 [R]; ``user`` int32 [R]."""
+    """Log-probabilities of R events, and the draws' expected log lift and share at the prior: float64 [R]; ``user`` int32 [R].
+
+    ``draw`` and ``at_prior`` are 0 unless they were asked for.
+    """
 
     user: NDArray[np.int32]
     own: NDArray[np.float64]
@@ -176,7 +179,7 @@ def measure_information(
     rng, module = np.random.default_rng(seed), with_tables(uncalibrated_tables(CalibrationLayout.from_metadata(metadata)))
     pool = workers if module.device.type == "cpu" else INLINE
     all_scores = _score_cross_fitted(module, with_tables, all_events, rng, seed, pool)
-    later_scores = _score_cross_fitted(module, with_tables, validation_events, rng, seed, pool)
+    later_scores = _score_cross_fitted(module, with_tables, validation_events, rng, seed, pool, with_draws=True)
     return InformationGain(
         events=len(all_scores.user),
         users=len(np.unique(all_scores.user)),
@@ -217,10 +220,13 @@ def _score_cross_fitted(
     seed: int,
     workers: WorkerPool,
     max_events: int = MAX_EVENTS,
+    *,
+    with_draws: bool = False,
 ) -> EventScores:
     """Score the events of each half of the held-out users with calibration weights fitted on the other half.
 
-    If the other half has fewer than 50 events, the weights are fitted on all other users, as a version's own weights are.
+    If the other half has fewer than 50 events, the weights are fitted on all other users, as a version's own weights are. The draws'
+    figures take the whole distribution of each event, so they are computed only ``with_draws``.
     """
     rows = _sample_rows(module, events, rng, max_events)
     measured = _HeldOutEvents.from_rows(events, rows[np.argsort(events.contexts.event_time[rows], kind="stable")])
@@ -240,7 +246,8 @@ def _score_cross_fitted(
         half = measured.take(mask)
         # Swap histories within the half, since the weights were fitted to histories of the other one.
         swapped = [swap_histories(half.contexts, half.user, rng) for _ in range(HISTORY_SWAPS)]
-        for column, values in zip(columns, _score_events(calibrated, half, swapped, workers), strict=True):
+        inputs = _ScoredEvents(calibrated, half, tuple(swapped), with_draws)
+        for column, values in zip(columns, _score_events(inputs, workers), strict=True):
             column[mask] = values
     return EventScores(measured.user, *columns)
 
@@ -282,45 +289,48 @@ def _sample_rows(
     return rows if len(rows) <= max_events else np.sort(rng.permutation(rows)[:max_events])
 
 
-def _score_events(
-    module: TranslatorModule, events: _HeldOutEvents, swapped: Sequence[Contexts], workers: WorkerPool
-) -> list[NDArray[np.float64]]:
-    """Return the fields of `EventScores` after ``user``: float64 [R] each. A unit of work is a block of events."""
-    n_events = len(events.labels)
-    blocks = np.split(np.arange(n_events), range(_BLOCK_ROWS, n_events, _BLOCK_ROWS))
-    scores = list(workers.map(_score_block, _ScoredEvents(module, events, tuple(swapped)), blocks))
-    return [np.concatenate(columns) for columns in zip(*scores, strict=True)]
-
-
 class _ScoredEvents(NamedTuple):
-    """Events to score, and their contexts with others' histories."""
+    """Events to score, their contexts with others' histories, and whether to compute the draws' figures."""
 
     module: TranslatorModule
     events: _HeldOutEvents
     swapped: tuple[Contexts, ...]
+    with_draws: bool
+
+
+def _score_events(inputs: _ScoredEvents, workers: WorkerPool) -> list[NDArray[np.float64]]:
+    """Return the fields of `EventScores` after ``user``: float64 [R] each. A unit of work is a block of events."""
+    n_events = len(inputs.events.labels)
+    blocks = np.split(np.arange(n_events), range(_BLOCK_ROWS, n_events, _BLOCK_ROWS))
+    return [np.concatenate(columns) for columns in zip(*workers.map(_score_block, inputs, blocks), strict=True)]
+
+
+def _score_block(inputs: _ScoredEvents, block: NDArray[np.int64]) -> list[NDArray[np.float64]]:
+    """Return `_score_events` of a block of events."""
+    module, events, swapped, with_draws = inputs
+    label, contexts = events.labels[block, None], events.contexts.take(block)
+    own, popular = (_log(p[:, 0]) for p in module.score(contexts, label))
+    others = np.mean([_log(module.score(other.take(block), label)[0][:, 0]) for other in swapped], axis=0)
+    draw, at_prior = _expected_draw(module, contexts) if with_draws else np.zeros((2, len(block)))
+    return [own, others, popular, draw, at_prior]
+
+
+def _log(p: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return logarithms of probabilities, of which 0 counts as the smallest normal number."""
+    log_p: NDArray[np.float64] = np.log(p.clip(min=np.finfo(np.float32).tiny), dtype=np.float64)
+    return log_p
 
 
 @torch.inference_mode()
-def _score_block(inputs: _ScoredEvents, block: NDArray[np.int64]) -> list[NDArray[np.float64]]:
-    """Return `_score_events` of a block of events."""
-    module, events, swapped = inputs
-    own, others, popular, draw, at_prior = (np.zeros(len(block)) for _ in range(5))
+def _expected_draw(module: TranslatorModule, contexts: Contexts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the expected log(P / prior) of one draw for each context, and the probability that a draw is at the prior: float64 [R]."""
+    log_lifts, at_prior = np.zeros((2, len(contexts)))
     tiny = torch.finfo(torch.float32).tiny
-
-    def label_log_probability(rows: NDArray[np.int64], p: torch.Tensor) -> NDArray[np.float32]:
-        label = torch.from_numpy(events.labels[block[rows]].astype(np.int64)).to(p.device)
-        log_p: NDArray[np.float32] = p.gather(1, label[:, None])[:, 0].clamp(min=tiny).log().cpu().numpy()
-        return log_p
-
-    for rows, (p, prior) in module.distributions(events.contexts.take(block), _COMPONENTS):
-        own[rows], popular[rows] = label_log_probability(rows, p), label_log_probability(rows, prior)
+    for rows, (p, prior) in module.distributions(contexts, _COMPONENTS):
         log_lift = p.clamp(min=tiny).log_().sub_(prior.clamp_(min=tiny).log_())
-        draw[rows] = (p * log_lift).sum(1).cpu().numpy()
+        log_lifts[rows] = (p * log_lift).sum(1).cpu().numpy()
         at_prior[rows] = p.mul_(log_lift.abs_() < np.log1p(_AT_PRIOR)).sum(1).cpu().numpy()
-    for contexts in swapped:
-        for rows, (p,) in module.distributions(contexts.take(block)):
-            others[rows] += label_log_probability(rows, p) / len(swapped)
-    return [own, others, popular, draw, at_prior]
+    return log_lifts, at_prior
 
 
 def bootstrap_mean(difference: NDArray[np.float64], user: NDArray[np.int32], rng: np.random.Generator) -> MeanCI:

@@ -290,9 +290,9 @@ class Mixture:
             return scores(estimator, self.parameters[name], batch, prior)
         return self._exact_scores(name, batch).to(prior.dtype)
 
-    def log_counts(self, batch: ContextBatch) -> dict[str, torch.Tensor]:
-        """Return logarithms of the items' decayed counts as of each event: name of `popularity.COUNT_NAMES` → [B, N]."""
-        return popularity.log_counts(self.popularity, batch.time)
+    def log_counts(self, time: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return logarithms of the items' decayed counts as of times, int64 [U]: name of `popularity.COUNT_NAMES` → [U, N]."""
+        return popularity.log_counts(self.popularity, time)
 
 
 def _softmax(logits: torch.Tensor, ineligible: torch.Tensor, is_empty: torch.Tensor) -> torch.Tensor:

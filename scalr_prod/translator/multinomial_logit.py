@@ -10,6 +10,7 @@ their users.
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -92,23 +93,27 @@ class LogitColumns:
 
 def fit_logit(data: ChoiceData, columns: LogitColumns) -> torch.Tensor:
     """Return the weights that maximise Σ log P(label): [1 + T, columns], or [1, columns] if no trait modifies a weight."""
-    return _fit(data, columns, _tilt_penalty(data, columns))
+    if not columns.tilted or len(data) < 2:  # noqa: PLR2004 - there are no halves
+        return _fit(data, columns, math.inf)
+    return _fit(data, columns, *_tilt_penalty(data, columns))
 
 
-def _tilt_penalty(data: ChoiceData, columns: LogitColumns) -> float:
-    """Choose one of `TILT_PENALTIES` by two-fold cross-validation over the earlier and the later half of the rows."""
-    if not columns.tilted:
-        return math.inf
-    earlier, later = torch.arange(len(data)).chunk(2) if len(data) > 1 else [torch.arange(0)] * 2
-    halves = data.take(earlier), data.take(later)
+def _tilt_penalty(data: ChoiceData, columns: LogitColumns) -> tuple[float, torch.Tensor]:
+    """Choose one of `TILT_PENALTIES` by two-fold cross-validation over the earlier and the later half of the rows.
 
-    def loss(penalty: float) -> float:
-        return sum(
-            _loss(validation, columns.plain, _fit(training, columns, penalty))
-            for validation, training in (halves, halves[::-1])
-        )
-
-    return min(reversed(TILT_PENALTIES), key=loss)  # the largest of equally good ones
+    Returns:
+        The penalty, the largest of equally good ones, and the weights fitted with it on the later half.
+    """
+    halves = [data.take(positions) for positions in torch.arange(len(data)).chunk(2)]
+    weights: list[torch.Tensor | None] = [None, None]
+    fits = []
+    for penalty in reversed(TILT_PENALTIES):
+        fitted = [_fit(half, columns, penalty, start) for half, start in zip(halves, weights, strict=True)]
+        loss = sum(_loss(half, columns.plain, other) for half, other in zip(halves, reversed(fitted), strict=True))
+        fits.append((loss, penalty, fitted[1]))
+        weights = [*fitted]
+    _, penalty, later = min(fits, key=operator.itemgetter(0))
+    return penalty, later
 
 
 def _loss(data: ChoiceData, plain: list[int], weights: torch.Tensor) -> float:
@@ -126,29 +131,32 @@ def _loss(data: ChoiceData, plain: list[int], weights: torch.Tensor) -> float:
     return total
 
 
-def _fit(data: ChoiceData, columns: LogitColumns, tilt_penalty: float) -> torch.Tensor:
+def _fit(data: ChoiceData, columns: LogitColumns, tilt_penalty: float, start: torch.Tensor | None = None) -> torch.Tensor:
     """Fit the weights that maximise Σ log P(label): [1 + T, columns], or [1, columns] if no trait modifies a weight.
 
     Weights that must not be negative but are in the solution are set to 0, and the others are fitted again.
+
+    Args:
+        data: The choices.
+        columns: Columns with a weight.
+        tilt_penalty: Penalty of the traits' weights.
+        start: [1 or 1 + T, columns]. Weights to begin with, such as those of similar choices, for fewer steps to the same maximum.
     """
     plain, tilted = columns.plain, columns.tilted if math.isfinite(tilt_penalty) else []
+    weights = torch.full((1, len(plain)), 1 / len(plain)) if start is None else start
     used = list(range(len(plain)))
     while True:
-        solution = _maximise(data, [plain[index] for index in used], tilted, tilt_penalty)
-        remaining = [
-            index
-            for index, weight in zip(used, solution[0].tolist(), strict=True)
-            if weight >= 0 or not columns.nonnegative[index]
-        ]
+        solution = _maximise(data, [plain[index] for index in used], tilted, tilt_penalty, weights[:, used])
+        weights = solution.new_zeros(len(solution), len(plain))
+        weights[:, used] = solution
+        remaining = [index for index in used if weights[0, index] >= 0 or not columns.nonnegative[index]]
         if remaining == used:
-            weights = solution.new_zeros(len(solution), len(plain))
-            weights[:, used] = solution
             return weights
         used = remaining
 
 
-def _maximise(data: ChoiceData, plain: list[int], tilted: list[int], tilt_penalty: float) -> torch.Tensor:
-    """Maximise the penalised likelihood, which is concave, by Newton's method.
+def _maximise(data: ChoiceData, plain: list[int], tilted: list[int], tilt_penalty: float, start: torch.Tensor) -> torch.Tensor:
+    """Maximise the penalised likelihood, which is concave, by Newton's method; rows that ``start`` lacks begin at 0.
 
     A row of the data weighs column c by Σ_a D[a, c] z_a, with z_0 = 1 followed by its traits; D is 0 where no trait tilts. So the
     curvature is the sum over the rows of z zᵀ (Kronecker) the columns' covariance.
@@ -158,7 +166,7 @@ def _maximise(data: ChoiceData, plain: list[int], tilted: list[int], tilt_penalt
     penalty = torch.full(free.shape, tilt_penalty if tilted else 0.0, dtype=torch.float64)
     penalty[0] = L2_PENALTY
     weights = torch.zeros(free.shape, dtype=torch.float64)
-    weights[0] = 1.0 / len(plain)
+    weights[: len(start)] = start[:n_traits]
     for _ in range(MAX_NEWTON_STEPS if len(data) else 0):
         gradient, curvature = -2 * penalty * weights, (2 * penalty).flatten().diag()
         row_gradient, row_curvature = _derivatives(data, plain, weights.float())

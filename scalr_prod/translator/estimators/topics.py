@@ -60,8 +60,8 @@ _SOURCE_ITERATIONS: Final = 10
 _WINDOW_ITERATIONS: Final = 3
 #: Pseudo-events of a window that follow the overall topic distribution.
 _WINDOW_SMOOTHING: Final = 1.0
-#: Windows at a time.
-_WINDOW_BATCH: Final = 2048
+#: Windows at a time: few enough that the topics of their items stay near the processor's cache.
+_WINDOW_BATCH: Final = 512
 #: Target events at a time: few enough that their items' topics fit the processor's cache.
 _CHUNK_ROWS: Final = 128
 #: Histories read at a time.
