@@ -28,8 +28,6 @@ from scalr_prod.translator.module import TrainingModule
 from scalr_prod.translator.worker_pool import INLINE, WorkerPool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
     from scalr_prod.translator.data.contexts import Contexts
@@ -172,14 +170,10 @@ def measure_information(
         device: Device that scores.
         workers: Pool that runs the units of work: those of `calibrate`, then blocks of events.
     """
-
-    def with_tables(tables: dict[str, torch.Tensor]) -> TranslatorModule:
-        return TrainingModule(tensors | tables, metadata, device)
-
-    rng, module = np.random.default_rng(seed), with_tables(uncalibrated_tables(CalibrationLayout.from_metadata(metadata)))
+    rng, module = np.random.default_rng(seed), _uncalibrated(tensors, metadata, device)
     pool = workers if module.device.type == "cpu" else INLINE
-    all_scores = _score_cross_fitted(module, with_tables, all_events, rng, seed, pool)
-    later_scores = _score_cross_fitted(module, with_tables, validation_events, rng, seed, pool, with_draws=True)
+    all_scores = _score_cross_fitted(module, all_events, rng, seed, pool)
+    later_scores = _score_cross_fitted(module, validation_events, rng, seed, pool, with_draws=True)
     return InformationGain(
         events=len(all_scores.user),
         users=len(np.unique(all_scores.user)),
@@ -204,17 +198,16 @@ def score_held_out_events(
         seed: See `measure_information`.
         max_events: Largest number of events; more are sampled.
     """
+    rng, module = np.random.default_rng(seed), _uncalibrated(tensors, metadata)
+    return _score_cross_fitted(module, events, rng, seed, INLINE, max_events)
 
-    def with_tables(tables: dict[str, torch.Tensor]) -> TranslatorModule:
-        return TrainingModule(tensors | tables, metadata)
 
-    rng, module = np.random.default_rng(seed), with_tables(uncalibrated_tables(CalibrationLayout.from_metadata(metadata)))
-    return _score_cross_fitted(module, with_tables, events, rng, seed, INLINE, max_events)
+def _uncalibrated(tensors: dict[str, torch.Tensor], metadata: dict[str, str], device: str = "cpu") -> TrainingModule:
+    return TrainingModule(tensors | uncalibrated_tables(CalibrationLayout.from_metadata(metadata)), metadata, device)
 
 
 def _score_cross_fitted(
-    module: TranslatorModule,
-    with_tables: Callable[[dict[str, torch.Tensor]], TranslatorModule],
+    module: TrainingModule,
     events: LabelledContexts,
     rng: np.random.Generator,
     seed: int,
@@ -242,11 +235,10 @@ def _score_cross_fitted(
             contexts, labels = measured.contexts, np.where(mask, -1, measured.labels)
         calibration_events = CalibrationEvents(contexts, labels, np.zeros(len(labels), dtype=bool))
         tables = calibrate(module, calibration_events, seed=seed, workers=workers, components=_COMPONENTS)
-        calibrated = with_tables(tables)
         half = measured.take(mask)
         # Swap histories within the half, since the weights were fitted to histories of the other one.
         swapped = [swap_histories(half.contexts, half.user, rng) for _ in range(HISTORY_SWAPS)]
-        inputs = _ScoredEvents(calibrated, half, tuple(swapped), with_draws)
+        inputs = _ScoredEvents(module.with_tensors(tables), half, tuple(swapped), with_draws)
         for column, values in zip(columns, _score_events(inputs, workers), strict=True):
             column[mask] = values
     return EventScores(measured.user, *columns)

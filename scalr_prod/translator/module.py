@@ -408,6 +408,11 @@ class TrainingModule(TranslatorModule):
         super().__init__(tensors, metadata, device, bundled_estimators=estimators)
         self._source = tensors, metadata, device
 
+    def with_tensors(self, tensors: dict[str, torch.Tensor]) -> TrainingModule:
+        """Return a module in which these tensors, such as calibration tables, replace those of the same names."""
+        own, metadata, device = self._source
+        return TrainingModule(own | tensors, metadata, device)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return TrainingModule, (*self._source, LoadedEstimators.from_names(self.estimators))
 
