@@ -1,9 +1,9 @@
 """EASE (Steck 2019) on Yelp's logs: the strongest simple linear model, on the target domain alone and on both domains at once.
 
 It is no arm of `scalr evaluate`: its matrix has as many cells as pairs of items, which large catalogues do not allow. So this asks, on
-the splits of docs/explanation/lift.md, users as they are, whether a baseline that is left out there would have been the stronger one. Regularisation, the
-source domain's weight, and for each segment the boost by what is popular lately are chosen on the validation split; figures are NDCG@20
-of the four test periods. One thread, 2 minutes and 5 GiB a fit.
+the splits of docs/explanation/lift.md with users as they are, whether a baseline that is left out there would have been the stronger one.
+Regularisation, the source domain's weight, and for each segment the boost by what is popular lately are chosen on the validation split;
+figures are NDCG@20 of the four test periods. One thread, 2 minutes and 7 GiB a fit on both domains.
 """
 
 from __future__ import annotations

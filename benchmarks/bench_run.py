@@ -1,9 +1,7 @@
 """`scalr run` on two real domains, both directions: seconds, and the peak memory of all its processes together.
 
-Each source event is a context, which is the most work for these logs.
-
 Needs the food and kitchen logs (SCALR_TEST_DATA, or ../shared/data beside the checkout); says so where they are absent.
-Limits: 600 s and 4 GiB a direction, on two cores.
+Limits: 60 s and 4 GiB a direction, on two cores.
 """
 
 from __future__ import annotations
@@ -70,7 +68,7 @@ def beside_each_other(module: str) -> dict:
 
 def run_direction(data: Path, source: str, target: str, scratch: Path) -> dict:
     """One direction in a fresh home: seconds by stage, peak memory, and what was published."""
-    config = write_settings(data, source, target, scratch, '[generation]\ncontexts = "events"\n')
+    config = write_settings(data, source, target, scratch)
     command = [str(Path(sys.executable).with_name("scalr")), "--quiet", "run", "--config", str(config), "--json"]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -83,7 +81,7 @@ def run_direction(data: Path, source: str, target: str, scratch: Path) -> dict:
     report = json.loads(output)
     return {
         "seconds": round(seconds, 1),
-        "seconds_limit": 600,
+        "seconds_limit": 60,
         "peak_gib": round(peak.bytes / 2**30, 2),
         "peak_gib_limit": 4,
         "seconds_by_stage": report["seconds"],

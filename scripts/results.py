@@ -26,7 +26,6 @@ with its command, machine and date. `make bench` measures speed on your machine.
 """
 #: Files that this page leaves out, and why.
 LEFT_OUT = {
-    "abxi": "the evaluation protocol of another paper: [lift](../experiments/lift.md#the-protocol-of-abxi)",
     "bridge": "an experiment with titles, which came to nothing that is built: [a bridge](../experiments/bridge.md)",
     "cold_items": "an experiment with titles, which came to nothing that is built: [cold items](../experiments/cold-items.md)",
     "feast_matrix": "counts of tests: [compatibility](compatibility.md#releases-of-feast)",
@@ -502,20 +501,21 @@ def lift() -> list[str]:
         "translator": "the translator, as a recommender",
     }
     rows = [[text, f"{arms[arm]['metrics']['ndcg']:.4f}"] for arm, text in shown.items()]
-    over = {"list and real": "lift_over_best_pct", "joint training": "over_rival", "lists by cluster": "over_clusters"}
+    over = {"joint training": "over_rival", "lists by cluster": "over_clusters"}
     groups = {"all": verdict} | {name: verdict[name] for name in (*SEGMENTS, "new")}
     lifts = [
-        [text, *(percent(one if key == "lift_over_best_pct" else one[key]) for one in groups.values())]
-        for text, key in over.items()
+        [text, *(percent(one[key], digits=1) if key in one else "" for one in groups.values())] for text, key in over.items()
     ]
+    lifts.insert(0, ["list and real events", *(percent(one, "lift_over_best_pct", digits=1) for one in groups.values())])
     return [
         *heading("Lift", "lift_yelp"),
-        f"NDCG@20 of ALS on Yelp, other ← restaurants: {number(found['users']['all'])} test cases of {len(found['cutoffs'])} cutoffs"
-        " ([how to read this](../explanation/lift.md)).",
+        f"ALS on Yelp, other ← restaurants: {number(found['users']['all'])} test cases of {len(found['cutoffs'])} cutoffs.",
+        "[How to read this](../explanation/lift.md).",
         "λ (cold / sparse / dense) is " + " / ".join(f"{weights[segment]:.2g}" for segment in SEGMENTS) + ".",
         "",
         *table(["", "NDCG@20"], rows),
-        "Real + synthetic over the best baselines, with 95 % intervals over resampled users and items; *new*: users as if they had no target events.",
+        "Real + synthetic over the best baselines, with 95 % intervals over users and items.",
+        "*New*: all users as if they had no target events.",
         "",
         *table(["over", *groups], lifts),
     ]
@@ -656,7 +656,7 @@ def ease() -> list[str]:
     ]
     return [
         *heading("EASE", "ease"),
-        "The closed-form linear model (Steck 2019) on the Yelp evaluation above, NDCG@20:",
+        "The closed-form linear model (Steck 2019) on the test cases of [the evaluation on Yelp](#lift), NDCG@20:",
         "",
         *table(["trained on", "all", *SEGMENTS, "penalty"], rows),
     ]
