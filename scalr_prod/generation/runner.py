@@ -135,8 +135,6 @@ def generate(
         InputError: Users have withdrawn their consent since the run was planned.
         ScalrError: Of the lake, the feature store or the scorer.
     """
-    from scalr_prod.translator import load_version
-
     started = time.perf_counter()
     with Ledger.open(settings) as ledger, ledger.leases.hold(spec.run_id) as lease:
         state = ledger.runs.get(spec.run_id).state
@@ -153,8 +151,7 @@ def generate(
         if state not in _FINISHED_STATES:
             ledger.runs.set_state(spec.run_id, RunState.GENERATING, cause="generate")
         write_json(run_folder(settings.home, spec.run_id) / "run.json", spec.to_json())
-        items = len(load_version(settings, spec.translator_version).vocabulary().first_seen)
-        manifests, made = _generate_parts(settings, spec, ledger, serving, items=items, progress=progress)
+        manifests, made = _generate_parts(settings, spec, ledger, serving, progress=progress)
         lease.check()
         aligned = align_parts(
             settings,
@@ -170,7 +167,7 @@ def generate(
             manifests,
             made,
             aligned,
-            catalogue=items,
+            catalogue=_catalogue_size(settings, spec),
             sources=settings.domains.source_names,
             seconds=time.perf_counter() - started,
         )
@@ -187,7 +184,6 @@ def _generate_parts(
     ledger: Ledger,
     serving: Callable[[], AbstractContextManager[None]],
     *,
-    items: int,
     progress: bool,
 ) -> tuple[list[dict[str, Any]], list[int]]:
     """The manifests of all parts, and which of them were made now."""
@@ -204,7 +200,7 @@ def _generate_parts(
         for table, version in spec.table_versions.items():
             Lake.open(settings).open_table(Table(table), version=version)  # fail here once, not in every worker
         total = write_shards(settings, spec, partitions)
-        has_workers = _has_workers(settings, tasks=len(missing), contexts=total, items=items)
+        has_workers = _has_workers(settings, tasks=len(missing), contexts=total, items=_catalogue_size(settings, spec))
         if has_workers:
             preload_workers(settings.compute)
         done = sum(manifest["contexts"] for manifest in manifests.values())
@@ -225,6 +221,13 @@ def _has_workers(settings: Settings, *, tasks: int, contexts: int, items: int) -
     """Return whether workers translate, since this process would take longer, or would use one of several Triton servers."""
     work_s = contexts * (_CONTEXT_WORK_S + items * _SCORE_WORK_S)
     return len(settings.serving.urls) > 1 or is_distributed(settings.compute, tasks=tasks, work_s=work_s)
+
+
+def _catalogue_size(settings: Settings, spec: RunSpec) -> int:
+    """Return the translator's number of target items."""
+    from scalr_prod.translator import load_version
+
+    return len(load_version(settings, spec.translator_version).vocabulary().first_seen)
 
 
 def _run_here(
