@@ -40,7 +40,7 @@ LABELS = {
         "negatives_per_event": 1,
         "segment_weights": (1.0, 0.0, 0.5),
         "splits": {"validation": datetime(2024, 1, 12), "test": datetime(2024, 1, 17)},  # noqa: DTZ001 - of the project's zone
-        "experiment": {"holdout": 0.2},
+        "experiment": {"holdout": 0.2, "key": "a key of the company"},
         "downstream": {"sparse_below": 20},
     },
 }
