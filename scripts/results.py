@@ -144,7 +144,8 @@ def small_day() -> list[str]:
     """A day of few events, with a kept translator and with a training."""
     found = figures("day")
     runs = {"translator kept": found["kept"], "trained": found["trained"], "first run": found["first"]}
-    rows = [[what.replace("_", " "), *(f"{run[what]:.1f}" for run in runs.values())] for what in ("seconds", "cpu")]
+    totals = {"seconds": "seconds", "cpu": "processor seconds"}
+    rows = [[text, *(f"{run[key]:.1f}" for run in runs.values())] for key, text in totals.items()]
     stages = [
         [stage, *(f"{run['seconds_by_stage'][stage]:.2f}" for run in runs.values())]
         for stage in found["kept"]["seconds_by_stage"]
@@ -161,7 +162,7 @@ def small_day() -> list[str]:
                 Measure("imports, share of the processor time", found["imports_share"], "", found["imports_limit"]),
             ]
         ),
-        *table(["", *runs], [[{"cpu": "processor seconds"}.get(row[0], row[0]), *row[1:]] for row in rows] + stages),
+        *table(["", *runs], rows + stages),
     ]
 
 

@@ -80,7 +80,7 @@ class GenerationReport(Jsonable):
         events_per_s: Events staged, per second.
         parts_made: Parts that this call made.
         parts_kept: Verified parts of an earlier call.
-        worker_mb: Largest peak memory of a worker at the end of a part, in MiB; None if unknown.
+        worker_mb: Largest peak memory of a process that translated (a worker or this one) at the end of a part, in MiB; None if unknown.
     """
 
     run_id: str
@@ -200,10 +200,11 @@ def _generate_parts(
         for table, version in spec.table_versions.items():
             Lake.open(settings).open_table(Table(table), version=version)  # fail here once, not in every worker
         total = write_shards(settings, spec, partitions)
-        has_workers = _has_workers(settings, tasks=len(missing), contexts=total, items=_catalogue_size(settings, spec))
+        done = sum(manifest["contexts"] for manifest in manifests.values())
+        items = _catalogue_size(settings, spec)
+        has_workers = _has_workers(settings, tasks=len(missing), contexts=total - done, items=items)
         if has_workers:
             preload_workers(settings.compute)
-        done = sum(manifest["contexts"] for manifest in manifests.values())
         run_tasks = _run_on_workers if has_workers else _run_here
         with (
             serving(),
