@@ -66,12 +66,12 @@ class SplitEvaluator:
         model.fit(self.split.real, seed=0)
         return model
 
-    def fit(self, family: str, options: dict[str, Any], events: Interactions, *, seed: int) -> DownstreamModel:
+    def fit(self, family: str, options: dict[str, Any], events: Interactions, *, seed: int, threads: int) -> DownstreamModel:
         """Fit a model, with access to source events; the option ``half_life`` (days) decays observed weights first."""
         model = make_model(
             family,
             {name: value for name, value in options.items() if name != "half_life"},
-            threads=self.split.settings.downstream.threads,
+            threads=threads,
         )
         half_life = options.get("half_life", np.inf)
         events = replace(events, source=self.split.source)

@@ -34,7 +34,7 @@ from scalr_prod.evaluation.user_panel import UserPanel
 from scalr_prod.generation import SEGMENTS, Policy, logs_digest, policy_path, settings_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from scalr_prod.config import TranslatorSettings
     from scalr_prod.evaluation.arms import Arm
@@ -244,27 +244,28 @@ class EvaluationRunner:
     def evaluate_arm(self, run: CutoffRun, family: FamilyEvaluation, name: str) -> None:
         """Evaluate one arm at one cutoff: the users as they are with all seeds, and each half of them as if they were new with one."""
         self.progress.label = f"{family.name} {name} at {run.date}"
-        found = self._evaluate_seeds(run, family, name)
-        family.outcomes.setdefault(name, []).append([plain for plain, _ in found])
-        if name not in UNTRAINED_ARMS:
-            family.blended.setdefault(name, []).append([blended for _, blended in found])
-        for fold in run.new_users:
-            family.new_users.setdefault(name, []).append([plain for plain, _ in self._evaluate_seeds(fold, family, name)])
-        self._log_outcomes(family.name, name, run, family.outcomes[name][-1])
+        runs = (run, *run.new_users)
+        if name in UNTRAINED_ARMS:
+            found, *as_new = [[self._evaluate_untrained(one, family, name)] for one in runs]
+        else:
+            fits = [fit for one in runs for fit in self._fits(one, family, name)]
+            outcomes = family.tuner.pool.map(lambda fit, threads: fit(threads), fits)
+            found = [plain for plain, _ in outcomes[: run.seeds]]
+            family.blended.setdefault(name, []).append([blended for _, blended in outcomes[: run.seeds]])
+            as_new = [[plain] for plain, _ in outcomes[run.seeds :]]
+        family.outcomes.setdefault(name, []).append(found)
+        for outcomes_of_half in as_new:
+            family.new_users.setdefault(name, []).append(outcomes_of_half)
+        self._log_outcomes(family.name, name, run, found)
 
-    def _evaluate_seeds(self, run: CutoffRun, family: FamilyEvaluation, name: str) -> list[tuple[Outcome, Outcome]]:
-        """Return the outcomes of every seed, each without and with a boost by recent popularity."""
+    def _evaluate_untrained(self, run: CutoffRun, family: FamilyEvaluation, name: str) -> Outcome:
+        """Evaluate an arm that trains no model of the family."""
         if name == POPULARITY_BASELINE:
-            outcome = run.evaluator.evaluate(run.evaluator.recent_popularity(self.half_life.half_life))
-            return [(outcome, outcome)]
+            return run.evaluator.evaluate(run.evaluator.recent_popularity(self.half_life.half_life))
         if name == CLUSTER_BASELINE and self.clusters is not None:
             clusters = run.evaluator.cluster_popularity(self.clusters.clusters, self.clusters.half_life)
-            outcome = run.evaluator.evaluate(clusters)
-            return [(outcome, outcome)]
-        if name in UNTRAINED_ARMS:
-            outcome = self._evaluate_recommender(run, family.arm(name))
-            return [(outcome, outcome)]
-        return self._evaluate_trained(run, family, name)
+            return run.evaluator.evaluate(clusters)
+        return self._evaluate_recommender(run, family.arm(name))
 
     def finish(self) -> EvaluationReport:
         """Write and return the final report, and write the policy unless the plan is quick."""
@@ -325,8 +326,11 @@ class EvaluationRunner:
             seconds=round(self.progress.seconds, 1),
         )
 
-    def _evaluate_trained(self, run: CutoffRun, family: FamilyEvaluation, name: str) -> list[tuple[Outcome, Outcome]]:
-        """Fit and evaluate an arm with every seed, and count its synthetic events."""
+    def _fits(self, run: CutoffRun, family: FamilyEvaluation, name: str) -> list[Callable[[int], tuple[Outcome, Outcome]]]:
+        """Return the fits of an arm, one for each seed, and count its synthetic events.
+
+        A fit is given its number of threads, and returns the outcomes without and with a boost by recent popularity.
+        """
         arm = family.arm(name)
         if run.published and name == WITH_SYNTHETIC and any(arm.weights) and run.published.is_refused(arm.draw):
             arm = replace(family.arm(REAL_ONLY), name=name, draw=arm.draw)  # nothing is published
@@ -334,10 +338,9 @@ class EvaluationRunner:
         if published is None and name == WITH_SYNTHETIC and not any(arm.weights):
             arm = replace(arm, name=REAL_ONLY)  # no translator is trained for events of weight 0
         boost = family.boost(name)
-        outcomes = [self._fit_and_evaluate(run, arm, seed, boost, published) for seed in range(run.seeds)]
         if run.new_users and arm.has_synthetic_events and name not in family.synthetic_counts:
             family.synthetic_counts[name] = self._count_synthetic(run, arm, published)
-        return outcomes
+        return [partial(self._fit_and_evaluate, run, arm, seed, boost, published) for seed in range(run.seeds)]
 
     def _fit_and_evaluate(
         self,
@@ -346,16 +349,20 @@ class EvaluationRunner:
         seed: int,
         boost: tuple[float, float, float],
         published: PublishedTrainingSets | None,
+        threads: int,
     ) -> tuple[Outcome, Outcome]:
         evaluator, half_life = run.evaluator, self.half_life.half_life
-        calibrator = self.families[arm.family].calibrators[arm.name]
+        family = self.families[arm.family]
+        calibrator, lock = family.calibrators[arm.name], family.tuner.pool.lock
 
         @functools.cache
         def fitted() -> DownstreamModel:
-            events = run.data_builder.events(arm, seed, published.events(arm.draw) if published else None)
-            self.progress.label = f"{arm.family} {arm.name} at {run.date}"
-            model = evaluator.fit(arm.family, arm.options, events, seed=seed)
-            self.progress.count_fits(self.progress.label)
+            with lock:
+                events = run.data_builder.events(arm, seed, published.events(arm.draw) if published else None)
+                self.progress.label = f"{arm.family} {arm.name} at {run.date}"
+            model = evaluator.fit(arm.family, arm.options, events, seed=seed, threads=threads)
+            with lock:
+                self.progress.count_fits(f"{arm.family} {arm.name} at {run.date}")
             return model
 
         def evaluate(arm: Arm) -> Outcome:

@@ -27,12 +27,13 @@ from scalr_prod.evaluation.result_cache import (
 from scalr_prod.evaluation.statistics import MetricContributions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
     from scalr_prod.evaluation.arms import Arm, ArmDataBuilder
     from scalr_prod.evaluation.interactions import DownstreamModel
+    from scalr_prod.evaluation.parallel_fits import FitPool
     from scalr_prod.evaluation.probabilities import LabelledRows
 
 
@@ -92,16 +93,22 @@ class TrialCache:
         splits: Validation splits.
         half_life: Half-life in days of the popularity that a boost adds.
         on_fit: Called with a description and 1 after every fit.
+        pool: Runs the fits.
     """
 
     def __init__(
-        self, family: str, splits: Sequence[ValidationSplit], half_life: float, on_fit: Callable[[str, int], None]
+        self,
+        family: str,
+        splits: Sequence[ValidationSplit],
+        half_life: float,
+        on_fit: Callable[[str, int], None],
+        pool: FitPool,
     ) -> None:
         self.fits: Counter[str] = Counter()
         self.rankings: Counter[str] = Counter()
         self.tried: list[dict[str, Any]] = []
         self.selection_metric = selection_metric(family)
-        self._splits, self._half_life, self._on_fit = splits, half_life, on_fit
+        self._splits, self._half_life, self._on_fit, self._pool = splits, half_life, on_fit, pool
         self.split_number = np.repeat(np.arange(len(splits)), [len(split.evaluator.segments) for split in splits])
         self._candidates: dict[Any, Arm] = {}
         self._source_digest = family_source_digest(family)
@@ -125,19 +132,33 @@ class TrialCache:
 
     def hits(self, arm: Arm) -> list[MetricContributions]:
         """Return what each hit adds to NDCG, by split; cases are the split's users, and items have its numbers."""
-        key = (*arm.fit_key(), arm.boost)
-        if key not in self._hits:
+        self._find_all_hits([arm])
+        return self._hits[_hits_key(arm)]
+
+    def prepare(self, arms: Iterable[Arm]) -> None:
+        """Fit several arms at once where the family allows that; their scores are then known."""
+        if self.selection_metric == "ndcg":
+            self._find_all_hits(arms)
+
+    def _find_all_hits(self, arms: Iterable[Arm]) -> None:
+        lacking = {_hits_key(arm): arm for arm in arms}
+        lacking = {key: arm for key, arm in lacking.items() if key not in self._hits}
+        jobs = [(number, arm) for arm in lacking.values() for number in range(len(self._splits))]
+        found = iter(self._pool.map(self._cached_hits, jobs))
+        for key, arm in lacking.items():
             self._count_fits(arm)
-            arrays = [
-                split.cache.get_or_compute(self._cache_key("hits", arm), partial(self._find_hits, number, arm), ARRAY_CODEC)
-                for number, split in enumerate(self._splits)
-            ]
+            arrays = [next(found) for _ in self._splits]
             self._hits[key] = [
                 MetricContributions(case.astype(np.int64), item.astype(np.int64), gain) for case, item, gain in arrays
             ]
             self.rankings[arm.name] += len(self._splits)
             self._record_tried(arm, ndcg=float(self._user_ndcg(self._hits[key]).mean()))
-        return self._hits[key]
+
+    def _cached_hits(self, job: tuple[int, Arm], threads: int) -> NDArray[np.float64]:
+        """Return user, item and gain of each hit of one split: [3, H]."""
+        number, arm = job
+        find = partial(self._find_hits, number, arm, threads)
+        return self._splits[number].cache.get_or_compute(self._cache_key("hits", arm), find, ARRAY_CODEC)
 
     def ndcg(self, arm: Arm) -> NDArray[np.float64]:
         """Return NDCG of each user of all splits: [V]."""
@@ -178,9 +199,8 @@ class TrialCache:
             self._record_tried(arm, information=float(self._information[key].mean()))
         return self._information[key]
 
-    def _find_hits(self, index: int, arm: Arm) -> NDArray[np.float64]:
-        """Return user, item and gain of each hit of one split: [3, H]."""
-        model = self._fitted_model(index, arm)
+    def _find_hits(self, index: int, arm: Arm, threads: int) -> NDArray[np.float64]:
+        model = self._fitted_model(index, arm, threads)
         outcome = self._splits[index].evaluator.evaluate(model, boost=arm.boost, half_life=self._half_life)
         hits = outcome.ranking.hits()
         return np.stack([hits.case, hits.item, hits.gain])
@@ -192,8 +212,8 @@ class TrialCache:
     def _predictions(self, arm: Arm) -> list[tuple[LabelledRows, NDArray[np.float64]]]:
         """Return each split's labelled rows with an arm's uncalibrated probabilities; empty for models without probabilities."""
         predictions = []
-        for number, split in enumerate(self._splits):
-            model = self._fitted_model(number, arm)
+        models = self._pool.map(lambda number, threads: self._fitted_model(number, arm, threads), range(len(self._splits)))
+        for split, model in zip(self._splits, models, strict=True):
             if isinstance(model, ProbabilisticModel):
                 rows = split.evaluator.labelled_rows(model.negatives)
                 predictions.append((rows, rows.predict(model)))
@@ -215,10 +235,17 @@ class TrialCache:
             self._counted.add(key)
             self.fits[arm.name] += len(self._splits)
 
-    def _fitted_model(self, index: int, arm: Arm) -> DownstreamModel:
+    def _fitted_model(self, index: int, arm: Arm, threads: int) -> DownstreamModel:
         key = (*arm.fit_key(), index)
         if key not in self._models:
             split = self._splits[index]
-            self._models[key] = split.evaluator.fit(arm.family, arm.options, split.data_builder.events(arm, 0), seed=0)
-            self._on_fit(f"{arm.family} {arm.name}", 1)
+            with self._pool.lock:
+                events = split.data_builder.events(arm, 0)
+            self._models[key] = split.evaluator.fit(arm.family, arm.options, events, seed=0, threads=threads)
+            with self._pool.lock:
+                self._on_fit(f"{arm.family} {arm.name}", 1)
         return self._models[key]
+
+
+def _hits_key(arm: Arm) -> tuple[Any, ...]:
+    return (*arm.fit_key(), arm.boost)

@@ -40,6 +40,7 @@ from scalr_prod.evaluation.arms import (
 from scalr_prod.evaluation.models import family_hyperparameters
 from scalr_prod.evaluation.models.cluster_popularity import CLUSTER_HALF_LIVES, CLUSTERS
 from scalr_prod.evaluation.models.recent_popularity import HALF_LIVES
+from scalr_prod.evaluation.parallel_fits import FitPool
 from scalr_prod.evaluation.search import Hyperparameter, log_distance, search_values
 from scalr_prod.evaluation.signal import Signal, classify_signal, measure_signal
 from scalr_prod.evaluation.statistics import MetricContributions, TwoWayClusters, paired_bootstrap
@@ -221,6 +222,9 @@ class Tuner:
         recent_popularity: Result of `tune_half_life`.
         on_fit: Called with a description and 1 after every fit.
         quick: Search each value of the model once, as in a quick verdict.
+
+    Attributes:
+        pool: Runs the family's fits.
     """
 
     def __init__(
@@ -235,7 +239,8 @@ class Tuner:
     ) -> None:
         self.quick = quick
         self.family, self.splits, self.settings, self.recent_popularity = family, splits, settings, recent_popularity
-        self.trials = TrialCache(family, splits, recent_popularity.half_life, on_fit)
+        self.pool = FitPool.from_family(family, settings.downstream.threads)
+        self.trials = TrialCache(family, splits, recent_popularity.half_life, on_fit, self.pool)
         self.segments = np.concatenate([split.evaluator.segments for split in splits])
         users = np.concatenate([split.evaluator.split.users for split in splits])
         _, number = np.unique(users, return_inverse=True)
@@ -475,6 +480,7 @@ class Tuner:
             if len(hyperparameter.values) == 1 and name in {"temperature", "volume"}:
                 arm = _with_value(arm, hyperparameter, hyperparameter.values[0])
                 continue
+            self.trials.prepare(_with_value(arm, hyperparameter, value) for value in hyperparameter.values)
             chosen, edges[name] = search_values(
                 hyperparameter,
                 partial(self._trial_score, arm, hyperparameter),

@@ -22,6 +22,7 @@ from scalr_prod.evaluation.evaluation_report import ArmOutcomes, summarize_arms
 from scalr_prod.evaluation.evaluator import SplitEvaluator
 from scalr_prod.evaluation.models.als import ImplicitAls
 from scalr_prod.evaluation.models.snapshot import FEATURES, Snapshot
+from scalr_prod.evaluation.parallel_fits import FitPool
 from scalr_prod.evaluation.plan import EvaluationPlan, quick_context_limit
 from scalr_prod.evaluation.progress import evaluation_progress
 from scalr_prod.evaluation.published_sets import publish_synthetic_events
@@ -377,7 +378,7 @@ def test_a_quick_verdict_asks_about_fewer_contexts_and_draws_the_same_for_them(t
     arm = Arm("als", "real+scalr", {}, how, (0.3, 0.3, 0.3), 0.1)
     fits = []
     for _ in range(2):
-        trials = TrialCache("als", [stage], 30.0, lambda *_: None)
+        trials = TrialCache("als", [stage], 30.0, lambda *_: None, FitPool(1, 1))
         fits.append(len(trials.ndcg(arm)) and len(trials._models))
     assert fits == [1, 0]
 

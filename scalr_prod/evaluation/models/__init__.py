@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "family_hyperparameters",
+    "fits_in_parallel",
     "make_model",
     "selection_metric",
     "uses_earlier_events",
@@ -89,6 +90,15 @@ def uses_earlier_events(name: str) -> bool:
         EvaluationError: As in `make_model`.
     """
     return bool(getattr(_load_class(name), "uses_earlier_events", False))
+
+
+def fits_in_parallel(name: str) -> bool:
+    """Return whether several models of a family may be fitted at once in threads (an attribute of its class).
+
+    Raises:
+        EvaluationError: As in `make_model`.
+    """
+    return bool(getattr(_load_class(name), "fits_in_parallel", False))
 
 
 def _load_class(name: str) -> Any:

@@ -48,6 +48,8 @@ class ImplicitAls:
     """
 
     Hyperparameters: Final = AlsHyperparameters
+    #: The solver releases the GIL, and its result does not depend on the number of threads.
+    fits_in_parallel: Final = True
     #: Hyperparameters tuned on validation, one after the other, the number of factors last: a fit with 256 takes 5 times as long as one
     #: with 64. At a small α a synthetic event counts nearly as much as a real one,
     #: whatever their weights (docs/adr/0019).

@@ -13,6 +13,7 @@ import pytest
 
 from scalr_prod.evaluation.arms import Arm
 from scalr_prod.evaluation.models import selection_metric
+from scalr_prod.evaluation.parallel_fits import FitPool
 from scalr_prod.evaluation.probabilities import CalibratedPredictions, LabelledRows, PlattCalibrator
 from scalr_prod.evaluation.ranking_metrics import Ranking
 from scalr_prod.evaluation.translation import DrawOptions
@@ -46,7 +47,7 @@ class Judge:
         self.labelled = LabelledRows(case, case, case, label, (case % 3).astype(np.int8))
         self.noise, self.ranked, self.segments = rng.normal(0, 1, len(case)), 0, np.arange(USERS) % 3
 
-    def fit(self, family, options, events, *, seed):
+    def fit(self, family, options, events, *, seed, threads):
         model = Teller()
         model.probability = lambda users, items: 1 / (1 + np.exp(-2 * (self.logit + events.weights[0] * self.noise)))
         return model
@@ -66,7 +67,9 @@ class Judge:
 def trials(monkeypatch):
     monkeypatch.setitem(sys.modules, "my_models", sys.modules[__name__])
     maker = SimpleNamespace(events=lambda arm, seed: arm, max_contexts=None)
-    return TrialCache("my_models:Teller", [ValidationSplit(Judge(seed), maker) for seed in range(2)], 30.0, lambda *_: None)
+    return TrialCache(
+        "my_models:Teller", [ValidationSplit(Judge(seed), maker) for seed in range(2)], 30.0, lambda *_: None, FitPool(1, 1)
+    )
 
 
 def test_a_class_says_what_it_is_chosen_by(trials):

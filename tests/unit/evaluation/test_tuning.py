@@ -53,7 +53,7 @@ class Judge:
     def recent_popularity(self, half_life):
         return half_life
 
-    def fit(self, family, options, events, *, seed):
+    def fit(self, family, options, events, *, seed, threads):
         self.fits += 1
         return events
 
