@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -59,6 +60,7 @@ def serving(folder: Path) -> None:
     # The package's environment has uv, which is faster than pip.
     os.environ["PATH"] = os.pathsep.join([str(ROOT / ".venv" / "bin"), os.environ.get("PATH", os.defpath)])
     install_serving(folder=folder, system_packages=True)
+    subprocess.run([ROOT / ".venv" / "bin" / "python", "-m", "scalr_prod.apps.kernel_compilation", folder], check=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from scalr_prod.core.file_systems import open_file_system
+from scalr_prod.core.file_systems import link_or_copy, open_file_system
 from scalr_prod.core.partitioned import PARTITION_NUMBER, iter_numbered, partition_number_sql
 
 if TYPE_CHECKING:
@@ -75,10 +75,13 @@ class ShuffleFolder:
         return copied
 
     def take(self, path: str, destination: Path, *, keep: bool = False) -> None:
-        """Move a file to a path on this machine; with ``keep``, copy it."""
+        """Move a file to a path on this machine; with ``keep``, it stays where it is, too. It must not change any more."""
         destination.parent.mkdir(parents=True, exist_ok=True)
-        if "://" not in self.root and not keep:
-            shutil.move(Path(self.root, path), destination)
+        if "://" not in self.root:
+            if keep:
+                link_or_copy(Path(self.root, path), destination)
+            else:
+                shutil.move(Path(self.root, path), destination)
             return
         from pyarrow.fs import LocalFileSystem, copy_files
 

@@ -1,14 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One file system interface for folders of this machine and for object stores."""
+"""One file system interface for folders of this machine and for object stores, and hard links."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import errno
+import os
+import shutil
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from pyarrow.fs import FileSystem
+
+
+#: Errors of file systems without hard links, or at their limit of links.
+_NO_LINKS: Final = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
 
 
 def open_file_system(root: str, storage_options: Mapping[str, str]) -> FileSystem:
@@ -23,3 +31,18 @@ def open_file_system(root: str, storage_options: Mapping[str, str]) -> FileSyste
     from deltalake.fs import DeltaStorageHandler
 
     return PyFileSystem(DeltaStorageHandler(root, dict(storage_options)))
+
+
+def link_or_copy(source: Path, destination: Path) -> None:
+    """Give a file that never changes a second path: a hard link, or a copy if the file system has no hard links.
+
+    Raises:
+        OSError: The destination exists or cannot be written.
+    """
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, destination)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        shutil.copyfile(source, destination)

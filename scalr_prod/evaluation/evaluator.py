@@ -56,8 +56,9 @@ class SplitEvaluator:
     def recent_popularity(self, half_life: float) -> RecentPopularity:
         """Return the recent-popularity model, fitted once per half-life (days)."""
         if half_life not in self._recent_popularity:
-            self._recent_popularity[half_life] = RecentPopularity(half_life)
-            self._recent_popularity[half_life].fit(self.split.real, seed=0)
+            model = RecentPopularity(half_life)
+            model.fit(self.split.real, seed=0)
+            self._recent_popularity[half_life] = model
         return self._recent_popularity[half_life]
 
     def cluster_popularity(self, clusters: int, half_life: float) -> ClusterPopularity:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.interactions import ItemScorer
 
 
-_USER_BATCH: Final = 512
+_USER_BATCH: Final = 128
 _BINS: Final = 20
 
 
@@ -66,6 +66,9 @@ def rank_users(
         k: Length of the rankings.
     """
     n_items = relevant.shape[1]
+    relevant = relevant.astype(bool).tocsr()
+    relevant.sum_duplicates()
+    relevant.eliminate_zeros()
     discount = 1 / np.log2(np.arange(2, k + 2))
     ideal = np.concatenate([[0.0], np.cumsum(discount)])
     top = np.zeros((len(users), k), dtype=np.int32)
@@ -75,18 +78,20 @@ def rank_users(
         rows = np.s_[start : start + _USER_BATCH]
         chosen = users[rows]
         scores = np.array(model.score(chosen)[:, :n_items], dtype=np.float32)
-        known = seen[chosen]
-        scores[np.repeat(np.arange(len(chosen)), np.diff(known.indptr)), known.indices] = -np.inf
+        scores[_cells(seen[chosen])] = -np.inf
         top[rows] = _top_k(scores, k)
-        is_relevant = np.asarray(relevant[chosen].todense()) > 0
+        user, item = _cells(relevant[chosen])
+        is_relevant = np.zeros((len(chosen), n_items), dtype=bool)
+        is_relevant[user, item] = True
         hit = np.take_along_axis(is_relevant, top[rows], 1)
+        wanted = np.bincount(user, minlength=len(chosen))
         first_rank = hit.argmax(1)
-        gains[rows] = hit * discount / ideal[np.minimum(is_relevant.sum(1), k)].clip(1e-12)[:, None]
+        gains[rows] = hit * discount / ideal[np.minimum(wanted, k)].clip(1e-12)[:, None]
         columns["ndcg"][rows] = gains[rows].sum(1)
-        columns["recall"][rows] = hit.sum(1) / is_relevant.sum(1).clip(1)
+        columns["recall"][rows] = hit.sum(1) / wanted.clip(1)
         columns["mrr"][rows] = np.where(hit.any(1), 1 / (first_rank + 1), 0)
         for name, items in (("head", is_head), ("tail", ~is_head)):
-            count = (is_relevant & items).sum(1)
+            count = np.bincount(user[items[item]], minlength=len(chosen))
             gain = (hit & items[top[rows]]) @ discount
             columns[name][rows] = np.where(count > 0, gain / ideal[np.minimum(count, k)].clip(1e-12), np.nan)
     return Ranking(top=top, gain=gains, **columns)
@@ -113,6 +118,11 @@ def calibration_metrics(probability: NDArray[np.float32], label: NDArray[np.bool
     bins = np.array_split(np.argsort(p, kind="stable"), _BINS)
     ece = sum(abs(p[rows].sum() - label[rows].sum()) for rows in bins) / len(p)
     return {"ne": float(loss / entropy), "calibration": float(p.sum() / label.sum()), "ece": float(ece)}
+
+
+def _cells(matrix: Any) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Return row and column of each stored value of a CSR matrix."""
+    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices
 
 
 def _top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.int32]:

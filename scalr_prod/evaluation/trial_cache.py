@@ -136,23 +136,25 @@ class TrialCache:
         return self._hits[_hits_key(arm)]
 
     def prepare(self, arms: Iterable[Arm]) -> None:
-        """Fit several arms at once where the family allows that; their scores are then known."""
+        """Fit and rank several arms at once where the family allows that; their scores are then known."""
         if self.selection_metric == "ndcg":
             self._find_all_hits(arms)
 
     def _find_all_hits(self, arms: Iterable[Arm]) -> None:
-        lacking = {_hits_key(arm): arm for arm in arms}
-        lacking = {key: arm for key, arm in lacking.items() if key not in self._hits}
-        jobs = [(number, arm) for arm in lacking.values() for number in range(len(self._splits))]
-        found = iter(self._pool.map(self._cached_hits, jobs))
-        for key, arm in lacking.items():
-            self._count_fits(arm)
-            arrays = [next(found) for _ in self._splits]
-            self._hits[key] = [
-                MetricContributions(case.astype(np.int64), item.astype(np.int64), gain) for case, item, gain in arrays
-            ]
-            self.rankings[arm.name] += len(self._splits)
-            self._record_tried(arm, ndcg=float(self._user_ndcg(self._hits[key]).mean()))
+        lacking = {_hits_key(arm): arm for arm in arms if _hits_key(arm) not in self._hits}
+        # Arms that differ in their boost alone share a fit: the first of them makes it.
+        first: dict[Any, Arm] = {}
+        others = [arm for arm in lacking.values() if first.setdefault(arm.fit_key(), arm) is not arm]
+        for some in (first.values(), others):
+            jobs = [(number, arm) for arm in some for number in range(len(self._splits))]
+            found = iter(self._pool.map(self._cached_hits, jobs))
+            for arm in some:
+                self._count_fits(arm)
+                arrays = [next(found) for _ in self._splits]
+                hits = [MetricContributions(case.astype(np.int64), item.astype(np.int64), gain) for case, item, gain in arrays]
+                self._hits[_hits_key(arm)] = hits
+                self.rankings[arm.name] += len(self._splits)
+                self._record_tried(arm, ndcg=float(self._user_ndcg(hits).mean()))
 
     def _cached_hits(self, job: tuple[int, Arm], threads: int) -> NDArray[np.float64]:
         """Return user, item and gain of each hit of one split: [3, H]."""

@@ -504,6 +504,7 @@ class Tuner:
         def mean_ndcg(boost: float) -> float:
             return float(self.trials.ndcg(_with_value(arm, BOOST, boost)).mean())
 
+        self.trials.prepare(_with_value(arm, BOOST, boost) for boost in BOOST.values)
         value, _ = search_values(BOOST, mean_ndcg)
         boosts = dict.fromkeys((value, *BOOST.values))
         scores = {boost: self.trials.ndcg(_with_value(arm, BOOST, boost)) for boost in boosts}

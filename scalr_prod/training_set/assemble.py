@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from scalr_prod.training_set.build_tasks import BuildTasks
     from scalr_prod.training_set.input_changes import InputChanges, InputTables
     from scalr_prod.training_set.label_window import LabelWindow
+    from scalr_prod.training_set.manifest import FileEntry
     from scalr_prod.training_set.periods import Period
     from scalr_prod.training_set.previous_version import PreviousVersion
     from scalr_prod.training_set.spine_build import SpinePlan
@@ -45,14 +46,14 @@ class AssembledVersion:
     Attributes:
         partitions: All partitions, in time order.
         reused: Those of the previous version.
-        reused_files: File name → the previous version's manifest entry, for reused files.
+        files: File name → its entry in the manifest.
         previous: The version that files are reused from; None: none.
         shape: Digest of schema and definitions; partitions of versions with an equal one are compatible.
     """
 
     partitions: list[DatasetPartition]
     reused: list[DatasetPartition]
-    reused_files: Mapping[str, Any]
+    files: Mapping[str, FileEntry]
     previous: PreviousVersion | None
     shape: str
 
@@ -166,7 +167,7 @@ def assemble_partitions(plan: AssemblyPlan, tasks: BuildTasks, folder: Path, *, 
             unchanged[period] = part
     wanted = [period for period in found if period not in unchanged]
     with track("training set", show=progress, total=spine.row_count) as advance:
-        files = write_partitions(
+        files, entries = write_partitions(
             tasks,
             FeatureJob(tasks.store, options.feature_service, external.join if external else None, plan.limit, tasks.folder),
             spine,
@@ -175,7 +176,7 @@ def assemble_partitions(plan: AssemblyPlan, tasks: BuildTasks, folder: Path, *, 
             folder,
             advance=advance,
         )
-    reused: dict[str, Any] = {}
+    reused: dict[str, FileEntry] = {}
     if previous is not None:
         reused = {name: previous.manifest["files"][name] for part in unchanged.values() for name in part.files}
         hardlink_files(reused, previous.folder, folder)
@@ -184,7 +185,7 @@ def assemble_partitions(plan: AssemblyPlan, tasks: BuildTasks, folder: Path, *, 
         key=lambda part: part.period,
     )
     _log_reuse(options.name, previous, changes, parts, len(unchanged), plan.tables)
-    return AssembledVersion(parts, [*unchanged.values()], reused, previous, plan.shape)
+    return AssembledVersion(parts, [*unchanged.values()], reused | entries, previous, plan.shape)
 
 
 def _shape(inputs: Mapping[str, Any], tables: InputTables) -> str:

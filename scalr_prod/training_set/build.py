@@ -26,7 +26,6 @@ from scalr_prod.training_set.manifest import (
     MANIFEST_FILE,
     ROWS_FOLDER,
     compute_fingerprint,
-    describe_files,
     list_versions,
     may_have_fingerprint,
     read_manifest,
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     from scalr_prod.training_set.assemble import AssembledVersion
     from scalr_prod.training_set.build_tasks import BuildTasks
     from scalr_prod.training_set.input_changes import InputTables
+    from scalr_prod.training_set.manifest import FileEntry
 
 
 logger = logging.getLogger(__name__)
@@ -378,7 +378,7 @@ def _stage(settings: Settings, lake: Lake, inputs: _BuildInputs, home: Path, fol
         if not sum(partition.statistics.real for partition in assembled.partitions):
             raise _no_real_events(lake, inputs.window)
         ids = sorted((version / IDS_FOLDER).glob("*.parquet"))
-        write_vocabulary(tasks.executor, tasks.share(version, ids), tasks.folder, version)
+        vocabulary = write_vocabulary(tasks.executor, tasks.share(version, ids), tasks.folder, version)
         if changed := _changed_inputs(settings, lake, inputs, tables):
             raise TrainingSetBusy(
                 f"tables changed while the training set was built: {', '.join(changed)}",
@@ -389,6 +389,7 @@ def _stage(settings: Settings, lake: Lake, inputs: _BuildInputs, home: Path, fol
             inputs,
             version,
             assembled,
+            dict(sorted([*assembled.files.items(), *vocabulary.items()])),
             tables,
             feature_service=settings.training_set.feature_service,
             history_length=settings.histories.length,
@@ -441,6 +442,7 @@ def _describe(
     inputs: _BuildInputs,
     folder: Path,
     assembled: AssembledVersion,
+    files: Mapping[str, FileEntry],
     tables: InputTables,
     *,
     feature_service: str,
@@ -474,7 +476,7 @@ def _describe(
         "missing_negatives": counts["real"] * negatives_per_event - counts["negatives"],
         "synthetic_unknown": _count_unknown(tables.events[Table.SYNTHETIC_TARGET_EVENTS], inputs.window),
         "parts": [partition.to_json() for partition in assembled.partitions],
-        "files": (files := describe_files(folder, assembled.reused_files)),
+        "files": files,
         "created_at": datetime.now(UTC).isoformat(),
     } | ({"splits": describe_splits(folder, rows_files(files), inputs.window)} if inputs.window.splits else {})
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from scalr_prod.training_set.feature_join import join_features
 from scalr_prod.training_set.grouped_join import FeatureJob, GroupFeatures, SpineGroup, join_by_key
-from scalr_prod.training_set.manifest import IDS_FOLDER, ROWS_FOLDER
+from scalr_prod.training_set.manifest import IDS_FOLDER, ROWS_FOLDER, write_parquet
 from scalr_prod.training_set.vocabulary import write_ids
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
     from scalr_prod.training_set.build_tasks import BuildTasks
+    from scalr_prod.training_set.manifest import FileEntry
     from scalr_prod.training_set.periods import Period
     from scalr_prod.training_set.spine import Spine, SpineRows
 
@@ -37,7 +38,7 @@ def max_partition_rows(history_length: int) -> int:
 def write_partitions(
     tasks: BuildTasks, job: FeatureJob, spine: Spine, periods: Mapping[Period, int], periods_to_write: Collection[Period],
     folder: Path, *, advance: Callable[[int], None],
-) -> dict[Period, tuple[str, ...]]:  # fmt: skip
+) -> tuple[dict[Period, tuple[str, ...]], dict[str, FileEntry]]:  # fmt: skip
     """Join the service's features and external ones as of the last microsecond before each label, and write the rows.
 
     Short periods are joined together, long ones are split. A spine that exceeds one join is joined by user and by item, and written in time
@@ -53,7 +54,7 @@ def write_partitions(
         advance: Called with the number of finished rows.
 
     Returns:
-        Period → names of its files, relative to the folder.
+        Period → names of its files, relative to the folder; and name → entry in the manifest.
 
     Raises:
         TrainingSetError: The join returned other rows than requested.
@@ -68,16 +69,17 @@ def write_partitions(
     if len(groups) > 1:
         features = join_by_key(tasks, job, groups, spine.schema, advance=advance)
     calls = ((job, group, features.get(number)) for number, group in enumerate(groups))
+    entries: dict[str, FileEntry] = {}
     for written in tasks.executor.map(_write_files, calls):
         for file in written:
-            tasks.take(file.rows, folder / ROWS_FOLDER / file.name)
-            tasks.take(file.ids, folder / IDS_FOLDER / file.name)
+            tasks.take(file.path, folder / file.name)
+            entries[file.name] = file.entry
     if not features:
         advance(rows)
     files: dict[Period, tuple[str, ...]] = {}
     for file in wanted:
         files[file.period] = (*files.get(file.period, ()), f"{ROWS_FOLDER}/{file.name}", f"{IDS_FOLDER}/{file.name}")
-    return files
+    return files, entries
 
 
 @dataclass(frozen=True)
@@ -144,19 +146,23 @@ def _plan_groups(spine: Spine, planned: Sequence[_PlannedFile]) -> list[SpineGro
 
 
 class _WrittenFile(NamedTuple):
-    """A file of rows and one of their ids, in the folder that tasks write to."""
+    """A file of rows or of their ids.
+
+    Attributes:
+        name: Its name, relative to the version's folder.
+        path: Where it is in the folder that tasks write to.
+        entry: Its entry in the manifest.
+    """
 
     name: str
-    rows: str
-    ids: str
+    path: str
+    entry: FileEntry
 
 
 def _write_files(
     connection: DuckDBPyConnection, job: FeatureJob, group: SpineGroup, features: GroupFeatures | None
 ) -> list[_WrittenFile]:
     """Task: write the files of a group, and join the features first unless they are joined already."""
-    import pyarrow.parquet as pq
-
     rows = group.read(job.folder)
     found = (
         join_features(job.store.open(), rows, job.service, external=job.external, connection=connection)
@@ -167,11 +173,13 @@ def _write_files(
         rows = rows.append_column(field, column)
     rows, files, written, since = rows.replace_schema_metadata(None), job.folder.open(), [], 0
     for name, size in group.files:
-        file = _WrittenFile(name, job.folder.new_path(".parquet"), job.folder.new_path(".parquet"))
+        paths = job.folder.new_path(".parquet"), job.folder.new_path(".parquet")
         some = rows.slice(since, size).combine_chunks()
         options = {"compression": "zstd", "row_group_size": _ROW_GROUP, "coerce_timestamps": "us"}
-        pq.write_table(some, file.rows, filesystem=files, **options)
-        write_ids(some, file.ids, files)
-        written.append(file)
+        entries = write_parquet(some, paths[0], files, **options), write_ids(some, paths[1], files)
+        written += [
+            _WrittenFile(f"{below}/{name}", path, entry)
+            for below, path, entry in zip((ROWS_FOLDER, IDS_FOLDER), paths, entries, strict=True)
+        ]
         since += size
     return written

@@ -4,9 +4,9 @@
 Histories are sorted by user and item statistics by item, so a join of consecutive users reads only its range of the table. In time order
 each join would read the whole table, and the total would grow quadratically.
 
-Three rounds of tasks (`scalr_prod.compute`) regroup the rows. The first counts the rows of each user and item. The second writes the
-spine's keys by ranges of users and by ranges of items. The third joins the features of each range, and writes them by the group of files
-that each row belongs to.
+Three rounds of tasks (`scalr_prod.compute`) regroup the rows. The first counts the rows of each user and item; a task for each key then
+bounds the ranges. The second writes the spine's keys by ranges of users and by ranges of items. The third joins the features of each
+range, and writes them by the group of files that each row belongs to.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def join_by_key(
     for counts in executor.map(_count_rows, ((job, list(references), some) for some in _by_task(groups))):
         for key, segment in counts.items():
             counted[key].append(segment)
-    bounds = {key: _range_bounds(tasks, job, key, segments) for key, segments in counted.items()}
+    bounds = dict(executor.map(_range_bounds, ((job, key, segments) for key, segments in counted.items())))
     ranges: dict[tuple[str, int], list[Segment]] = defaultdict(list)
     for written in executor.map(_write_ranges, ((job, bounds, some) for some in _by_task(groups))):
         for key, segments in written.items():
@@ -201,9 +201,14 @@ def _count_rows(
     return {key: segments[number] for number, key in enumerate(keys)}
 
 
-def _range_bounds(tasks: BuildTasks, job: FeatureJob, key: str, counts: Sequence[Segment]) -> list[Any]:
-    """Return the first key of each range but the first: ranges of consecutive users (or items), each small enough for one join."""
-    connection = tasks.connection
+def _range_bounds(
+    connection: DuckDBPyConnection, job: FeatureJob, key: str, counts: Sequence[Segment]
+) -> tuple[str, list[Any]]:
+    """Task after the first round: bound ranges of consecutive users (or items), each small enough for one join.
+
+    Returns:
+        The key, and the first user (or item) of each range but the first.
+    """
     load_segments(connection, counts, folder=job.folder, name="counts")
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE counted AS SELECT {key}, sum(rows)::BIGINT AS rows FROM counts GROUP BY {key}"
@@ -217,7 +222,7 @@ def _range_bounds(tasks: BuildTasks, job: FeatureJob, key: str, counts: Sequence
         GROUP BY number ORDER BY first""").fetchall()
     connection.execute("DROP TABLE counts")
     connection.execute("DROP TABLE counted")
-    return [key for (key,) in first[1:]]
+    return key, [value for (value,) in first[1:]]
 
 
 def _write_ranges(

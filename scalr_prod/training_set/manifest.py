@@ -14,6 +14,13 @@ from scalr_prod.errors import TrainingSetError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
+    from typing import TypeAlias
+
+    import pyarrow as pa
+    from pyarrow.fs import FileSystem
+
+    #: Rows, bytes and SHA-256 of a file, by these names.
+    FileEntry: TypeAlias = dict[str, Any]
 
 
 MANIFEST_FILE: Final = "manifest.json"
@@ -32,19 +39,49 @@ def compute_fingerprint(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def describe_files(folder: Path, known_files: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
-    """Return rows, bytes and SHA-256 of every Parquet file below a folder, by relative path; known files are not read."""
+def write_parquet(rows: pa.Table, path: str, files: FileSystem, **options: Any) -> FileEntry:
+    """Write rows to a file, and return its entry in the manifest.
+
+    Args:
+        rows: The rows.
+        path: The file.
+        files: The file system.
+        options: Of ``pyarrow.parquet.write_table``.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    known_files, files = known_files or {}, {}
-    for path in sorted(folder.rglob("*.parquet")):
-        name = path.relative_to(folder).as_posix()
-        files[name] = dict(known_files[name]) if name in known_files else {
-            "rows": pq.read_metadata(path).num_rows,
-            "bytes": path.stat().st_size,
-            "sha256": file_sha256(path),
-        }  # fmt: skip
-    return files
+    with files.open_output_stream(path, compression=None) as stream:
+        hashed = _HashedStream(stream)
+        with pa.PythonFile(hashed, mode="w") as file:
+            pq.write_table(rows, file, **options)
+    return {"rows": len(rows), "bytes": hashed.size, "sha256": hashed.digest.hexdigest()}
+
+
+class _HashedStream:
+    """A stream that keeps the size and SHA-256 of what is written to it."""
+
+    closed = False
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self._stream, self.size, self.digest = stream, 0, hashlib.sha256()
+
+    def write(self, block: Any) -> int:
+        """Write a block, and return the number of its bytes."""
+        self.digest.update(block)
+        self._stream.write(block)
+        self.size += len(block)
+        return len(block)
+
+    def tell(self) -> int:
+        """Return the number of bytes so far."""
+        return self.size
+
+    def flush(self) -> None:
+        """Do nothing: there is no buffer."""
+
+    def close(self) -> None:
+        """Do nothing: the stream below is closed by who opened it."""
 
 
 def rows_files(files: Iterable[str]) -> list[str]:

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
-import shutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from scalr_prod.core.file_systems import link_or_copy
 from scalr_prod.core.timestamps import iso_to_micros, micros_to_datetime
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.training_set.manifest import check_file, list_versions, read_manifest
@@ -23,9 +21,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-
-#: Errors of file systems without hard links, or at their limit of links.
-_NO_LINKS: Final = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
 
 
 @dataclass(frozen=True)
@@ -179,10 +174,4 @@ def group_days(
 def hardlink_files(files: Iterable[str], source: Path, folder: Path) -> None:
     """Hard-link files of a previous version into a new one, or copy them if the file system has no hard links."""
     for name in files:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source / name, folder / name)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            shutil.copyfile(source / name, folder / name)
+        link_or_copy(source / name, folder / name)

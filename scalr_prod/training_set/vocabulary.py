@@ -11,6 +11,7 @@ import numpy as np
 from scalr_prod.core.id_index import IdIndex
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.schemas import ITEM_ID, USER_ID
+from scalr_prod.training_set.manifest import write_parquet
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
     from scalr_prod.compute import Executor, SharedFiles, ShuffleFolder
+    from scalr_prod.training_set.manifest import FileEntry
 
 
 #: Folder of a version with one Parquet file of sorted ids per kind.
@@ -136,11 +138,10 @@ class IdVocabulary:
         return found
 
 
-def write_ids(rows: pa.Table, path: str | Path, files: FileSystem | None = None) -> None:
-    """Write the distinct ids in some rows of a training set to a file of a file system: one row with one list per kind."""
+def write_ids(rows: pa.Table, path: str, files: FileSystem) -> FileEntry:
+    """Write the distinct ids in some rows of a training set to a file: one row with one list per kind."""
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     def flattened(name: str) -> list[pa.Array]:
         return [chunk.flatten() for chunk in rows.column(name).chunks]
@@ -157,11 +158,11 @@ def write_ids(rows: pa.Table, path: str | Path, files: FileSystem | None = None)
     for kind, (type_, chunks) in found.items():
         ids = pc.unique(pa.chunked_array(chunks, type_)).drop_null()
         columns[kind] = pa.ListArray.from_arrays(pa.array([0, len(ids)], pa.int32()), ids.take(pc.sort_indices(ids)))
-    pq.write_table(pa.table(columns), path, filesystem=files, compression="zstd")
+    return write_parquet(pa.table(columns), path, files, compression="zstd")
 
 
-def write_vocabulary(executor: Executor, ids: SharedFiles, output: ShuffleFolder, folder: Path) -> None:
-    """Write all ids of a version, sorted, one Parquet file per kind, in a task each.
+def write_vocabulary(executor: Executor, ids: SharedFiles, output: ShuffleFolder, folder: Path) -> dict[str, FileEntry]:
+    """Write all ids of a version, sorted, one Parquet file per kind, in a task each; return the entries in the manifest.
 
     Args:
         executor: Runs the tasks.
@@ -169,12 +170,18 @@ def write_vocabulary(executor: Executor, ids: SharedFiles, output: ShuffleFolder
         output: Where tasks write.
         folder: The version's folder.
     """
-    for kind, path in executor.map(_write_kind, ((ids, output, kind) for kind in get_args(IdKind))):
-        output.take(path, folder / VOCABULARY_FOLDER / f"{kind}.parquet")
+    entries = {}
+    for kind, path, entry in executor.map(_write_kind, ((ids, output, kind) for kind in get_args(IdKind))):
+        name = f"{VOCABULARY_FOLDER}/{kind}.parquet"
+        output.take(path, folder / name)
+        entries[name] = entry
+    return entries
 
 
-def _write_kind(connection: DuckDBPyConnection, ids: SharedFiles, output: ShuffleFolder, kind: IdKind) -> tuple[IdKind, str]:
-    """Task: write all ids of a kind, and return the kind and the file's path."""
+def _write_kind(
+    connection: DuckDBPyConnection, ids: SharedFiles, output: ShuffleFolder, kind: IdKind
+) -> tuple[IdKind, str, FileEntry]:
+    """Task: write all ids of a kind, and return the kind, the file's path and its entry in the manifest."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -185,5 +192,4 @@ def _write_kind(connection: DuckDBPyConnection, ids: SharedFiles, output: Shuffl
     connection.register("ids", pa.RecordBatchReader.from_batches(pa.schema([schema.field(kind)]), batches))
     found = connection.sql(f"SELECT DISTINCT id FROM (SELECT unnest({kind}) AS id FROM ids) ORDER BY id").to_arrow_table()
     connection.unregister("ids")
-    pq.write_table(found.combine_chunks(), path, filesystem=output.open(), compression="zstd")
-    return kind, path
+    return kind, path, write_parquet(found.combine_chunks(), path, output.open(), compression="zstd")

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.fs import LocalFileSystem
 
 from scalr_prod.compute import SharedFiles, ShuffleFolder, open_executor
 from scalr_prod.config.settings import Settings
+from scalr_prod.core.hashing import file_sha256
 from scalr_prod.training_set import TrainingSet
-from scalr_prod.training_set.manifest import describe_files
 from scalr_prod.training_set.vocabulary import write_ids, write_vocabulary
 
 if TYPE_CHECKING:
@@ -29,14 +30,21 @@ def write_version(root: Path, table: pa.Table, *, version: int = 1, row_group_si
     names = [f"part-0000{number}.parquet" for number in range(2)]
     for name, part in zip(names, (table.slice(0, half), table.slice(half)), strict=True):
         pq.write_table(part, folder / "rows" / name, row_group_size=row_group_size)
-        write_ids(pq.read_table(folder / "rows" / name), folder / "ids" / name)
+        write_ids(pq.read_table(folder / "rows" / name), str(folder / "ids" / name), LocalFileSystem())
     write_ids_of_all(folder, [f"ids/{name}" for name in names])
     manifest = {
         "version": version,
         "rows": table.num_rows,
         "history_length": 5,
         "features": [name for name in table.schema.names if "__" in name],
-        "files": describe_files(folder),
+        "files": {
+            path.relative_to(folder).as_posix(): {
+                "rows": pq.read_metadata(path).num_rows,
+                "bytes": path.stat().st_size,
+                "sha256": file_sha256(path),
+            }
+            for path in sorted(folder.rglob("*.parquet"))
+        },
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return TrainingSet.open(root, version)

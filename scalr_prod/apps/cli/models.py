@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from datetime import datetime  # noqa: TC003 - Typer reads it at run time
-from pathlib import Path  # noqa: TC003 - Typer reads it at run time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -95,14 +95,19 @@ def serving_install(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Create or update the environment of a local Triton.
+    """Create or update the environment of a local Triton, and compile the translator's kernels.
 
     Example: scalr serving install
     """
+    from scalr_prod.apps.kernel_compilation import compile_kernels
     from scalr_prod.serving import install_serving, plan_serving
 
     def work(settings: Settings | None) -> CommandResult:
-        return plan_serving(settings, folder=folder) if dry_run else install_serving(settings, folder=folder, torch=torch)
+        if dry_run:
+            return plan_serving(settings, folder=folder)
+        report = install_serving(settings, folder=folder, torch=torch)
+        compile_kernels(Path(report.folder))
+        return report
 
     CommandContext(find_config(config), as_json, "serving install").run(work)
 

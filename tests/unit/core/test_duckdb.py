@@ -154,6 +154,7 @@ def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
     import duckdb
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from pyarrow.fs import LocalFileSystem
 
     from scalr_prod.compute import ShuffleFolder
     from scalr_prod.features.datasets import _facts
@@ -171,7 +172,7 @@ def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
         columns |= {"label": [1, 1], "is_synthetic": [False, False]}
         histories = {"target_user_history__item_ids": [[item]] * 2, "source_user_history__item_ids": [[item]] * 2}
         pq.write_table(pa.table(columns | histories), tmp_path / folder / "p.parquet")
-        write_ids(pa.table(columns | histories), tmp_path / folder / "ids.parquet")
+        write_ids(pa.table(columns | histories), str(tmp_path / folder / "ids.parquet"), LocalFileSystem())
     mine = tmp_path / "v[1]" / "p.parquet"
     connection = duckdb.connect()
     types = {"user_id": "int64", "item_id": "int64"}

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -106,3 +107,25 @@ def test_information_is_one_less_ne_times_the_entropy_of_the_base_rate(trials):
     base = rows.label.mean()
     entropy = -base * np.log(base) - (1 - base) * np.log(1 - base)
     assert told.information_gain().mean() == pytest.approx(entropy - told.log_loss.mean())
+
+
+def test_arms_that_differ_in_their_boost_alone_are_fitted_once_though_they_are_ranked_at_once(monkeypatch):
+    fits = []
+
+    class Slow(Judge):
+        def fit(self, family, options, events, *, seed, threads):
+            fits.append(events.weights)
+            time.sleep(0.05)
+            return super().fit(family, options, events, seed=seed, threads=threads)
+
+    monkeypatch.setitem(sys.modules, "my_models", sys.modules[__name__])
+    maker = SimpleNamespace(events=lambda arm, seed: arm, max_contexts=None)
+    monkeypatch.setattr(Teller, "selection_metric", "ndcg")
+    trials = TrialCache(
+        "my_models:Teller", [ValidationSplit(Slow(seed), maker) for seed in range(2)], 30.0, lambda *_: None, FitPool(4, 4)
+    )
+    boosts = [replace(REAL, boost=(boost, boost, boost)) for boost in (0.0, 0.5, 1.0)]
+    trials.prepare([*boosts, replace(REAL, weights=(0.3, 0.3, 0.3))])
+    assert sorted(fits) == [(0.1, 0.1, 0.1)] * 2 + [(0.3, 0.3, 0.3)] * 2
+    assert [trials.ndcg(one).mean() for one in boosts] == [0.0, 0.5, 1.0]
+    assert (trials.fits["real"], trials.rankings["real"]) == (4, 8)

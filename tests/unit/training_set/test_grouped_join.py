@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 
 from scalr_prod.compute import read_segments, shuffle_folder, write_tables
-from scalr_prod.training_set.build_tasks import BuildTasks
 from scalr_prod.training_set.grouped_join import (
     ROW,
     FeatureJob,
@@ -40,8 +39,7 @@ def ranges(tmp_path, spine: pa.Table, spans, limit: int) -> dict[str, list[pa.Ta
         job, keys = FeatureJob(None, "", None, limit, shuffled), ("user_id", "item_id")
         halves = groups[::2], groups[1::2]
         counts = [_count_rows(connection, job, keys, half) for half in halves]
-        tasks = BuildTasks(None, connection, shuffled, None)
-        bounds = {key: _range_bounds(tasks, job, key, [count[key] for count in counts]) for key in keys}
+        bounds = dict(_range_bounds(connection, job, key, [count[key] for count in counts]) for key in keys)
         written = [_write_ranges(connection, job, bounds, half) for half in halves]
         return {
             key: [
