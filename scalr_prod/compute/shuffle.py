@@ -67,10 +67,13 @@ class ShuffleFolder:
         return f"{self.prefix}{uuid.uuid4()}{suffix}"
 
     def put(self, path: Path) -> str:
-        """Copy a file of this machine to the folder, and return its path there."""
+        """Copy or hard-link a file of this machine to the folder, and return its path there."""
         from pyarrow.fs import LocalFileSystem, copy_files
 
         copied = self.new_path(path.suffix)
+        if "://" not in self.root:
+            link_or_copy(path.resolve(), Path(self.root, copied))
+            return copied
         copy_files(str(path), copied, source_filesystem=LocalFileSystem(), destination_filesystem=self.open())
         return copied
 

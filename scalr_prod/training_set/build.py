@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from scalr_prod.training_set.assemble import AssembledVersion
     from scalr_prod.training_set.build_tasks import BuildTasks
     from scalr_prod.training_set.input_changes import InputTables
-    from scalr_prod.training_set.manifest import FileEntry
 
 
 logger = logging.getLogger(__name__)
@@ -388,8 +387,7 @@ def _stage(settings: Settings, lake: Lake, inputs: _BuildInputs, home: Path, fol
         manifest = _describe(
             inputs,
             version,
-            assembled,
-            dict(sorted([*assembled.files.items(), *vocabulary.items()])),
+            replace(assembled, files=dict(sorted([*assembled.files.items(), *vocabulary.items()]))),
             tables,
             feature_service=settings.training_set.feature_service,
             history_length=settings.histories.length,
@@ -442,7 +440,6 @@ def _describe(
     inputs: _BuildInputs,
     folder: Path,
     assembled: AssembledVersion,
-    files: Mapping[str, FileEntry],
     tables: InputTables,
     *,
     feature_service: str,
@@ -476,9 +473,9 @@ def _describe(
         "missing_negatives": counts["real"] * negatives_per_event - counts["negatives"],
         "synthetic_unknown": _count_unknown(tables.events[Table.SYNTHETIC_TARGET_EVENTS], inputs.window),
         "parts": [partition.to_json() for partition in assembled.partitions],
-        "files": files,
+        "files": dict(assembled.files),
         "created_at": datetime.now(UTC).isoformat(),
-    } | ({"splits": describe_splits(folder, rows_files(files), inputs.window)} if inputs.window.splits else {})
+    } | ({"splits": describe_splits(folder, rows_files(assembled.files), inputs.window)} if inputs.window.splits else {})
 
 
 def _no_real_events(lake: Lake, window: LabelWindow) -> TrainingSetError:

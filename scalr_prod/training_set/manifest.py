@@ -31,6 +31,7 @@ IDS_FOLDER: Final = "ids"
 
 _VERSION: Final = re.compile(r"v([1-9]\d*)")
 _BUILD: Final = "scalr dataset build"
+_BUFFER_BYTES: Final = 1 << 20
 
 
 def compute_fingerprint(content: Mapping[str, Any]) -> str:
@@ -51,7 +52,7 @@ def write_parquet(rows: pa.Table, path: str, files: FileSystem, **options: Any) 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with files.open_output_stream(path, compression=None) as stream:
+    with files.open_output_stream(path, compression=None, buffer_size=_BUFFER_BYTES) as stream:
         hashed = _HashedStream(stream)
         with pa.PythonFile(hashed, mode="w") as file:
             pq.write_table(rows, file, **options)
