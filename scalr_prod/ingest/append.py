@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.compute import ShuffleFolder
     from scalr_prod.ingest.log_tasks import LogTasks
-    from scalr_prod.ingest.sort_by_time import SortedFile
+    from scalr_prod.ingest.sort_by_time import DistinctIds, SortedFile
     from scalr_prod.lake import Correction, Lake, TableFile
     from scalr_prod.schemas import Domain, IdType
 
@@ -56,6 +56,8 @@ class StagedLog:
         view: Name of the DuckDB view of its rows, where this process sorted them; also the beginning of the names of tables.
         rows: Number of its rows.
         files: Its rows, in files sorted by time.
+        users: Its distinct users.
+        items: Its distinct items, also in the DuckDB table `items_table`.
     """
 
     domain: Domain
@@ -66,6 +68,8 @@ class StagedLog:
     view: str
     rows: int
     files: tuple[SortedFile, ...]
+    users: DistinctIds
+    items: DistinctIds
 
     @property
     def first_event(self) -> datetime:
@@ -76,11 +80,6 @@ class StagedLog:
     def last_event(self) -> datetime:
         """Time of the latest event (UTC)."""
         return self.files[-1].last
-
-    @property
-    def users_table(self) -> str:
-        """Name of the DuckDB table of its users."""
-        return f"{self.view}_users"
 
     @property
     def items_table(self) -> str:

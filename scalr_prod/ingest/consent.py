@@ -28,7 +28,7 @@ def record_consent(settings: Settings, db: Any, lake: Lake, log: StagedLog, answ
 
     Args:
         settings: The project's settings.
-        db: DuckDB connection that holds the tables of the log's ids.
+        db: DuckDB connection that holds the log's users in ``log_users``.
         lake: The lake, with the table of source events.
         log: The log.
         answers: Query of this ingest's answers, with the lake's user ids: ``user_id``, ``event_timestamp``, ``consent``.
@@ -36,9 +36,7 @@ def record_consent(settings: Settings, db: Any, lake: Lake, log: StagedLog, answ
     section, names = settings.domains[log.place], settings.domains.consent_domains
     domain = quote_literal(section.name)
     lake_users = scan_table(lake.open_table(Table.SOURCE_EVENTS), columns=[USER_ID], where=log.lake_filter())
-    create_temp_table(
-        db, "consent_users", lake_users, f"SELECT {USER_ID} FROM loaded UNION SELECT {USER_ID} FROM {log.users_table}"
-    )
+    create_temp_table(db, "consent_users", lake_users, f"SELECT {USER_ID} FROM loaded UNION SELECT {USER_ID} FROM log_users")
     # Of several answers at the latest time, all must be a consent.
     latest = f"""SELECT {USER_ID}, bool_and(coalesce(consent, false)) AS consent, {EVENT_TIMESTAMP}, 1 AS log
         FROM ({answers}) GROUP BY {USER_ID}, {EVENT_TIMESTAMP}"""

@@ -25,7 +25,17 @@ from scalr_prod.ingest.log_tasks import open_log_tasks
 from scalr_prod.ingest.preflight import check_domain_input
 from scalr_prod.ingest.replace_window import plan_replacements
 from scalr_prod.ingest.rows import SQL_TYPES, count_rows, scan_table, staged_rows_sql
-from scalr_prod.ingest.sort_by_time import DuplicateCounts, SortJob, StagedRows, ViewRows, log_digest, sort_columns, sort_log
+from scalr_prod.ingest.sort_by_time import (
+    DuplicateCounts,
+    SortJob,
+    StagedRows,
+    ViewRows,
+    count_common_users,
+    create_ids_table,
+    log_digest,
+    sort_columns,
+    sort_log,
+)
 from scalr_prod.ingest.staging import LEFT_OUT_COLUMNS, open_log_input, stage_events, stage_items
 from scalr_prod.ingest.upsert import keep_latest_per_event_id, plan_append, record_left_out
 from scalr_prod.ingest.user_days import UserDayLimit
@@ -275,7 +285,7 @@ class IngestPipeline:
         mapped = {name for name in OPTIONAL_EVENT_COLUMNS if getattr(section.columns, name) is not None}
         drop = section.duplicates == "drop"
         job = SortJob(rows, sort_columns(mapped), sample_bounds(staged.sample, staged.rows), drop, tasks.folder)
-        sorted_log = sort_log(tasks, job, parts, view)
+        sorted_log = sort_log(tasks, job, parts)
         if read is None:
             read = sorted_log.rows_read
         self.suppressed_rows[place] = staged.rows - read
@@ -290,7 +300,10 @@ class IngestPipeline:
             self.db.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS FROM {parquet_sql(*files)}")
             self.db.execute(f"DROP TABLE IF EXISTS {view}_latest; DROP TABLE IF EXISTS {view}_ids")
         self.log_tasks[place] = tasks
-        return StagedLog(domain, place, own, prefix, staged.origin, view, sorted_log.rows, sorted_log.files)
+        users, items = sorted_log.ids
+        log = StagedLog(domain, place, own, prefix, staged.origin, view, sorted_log.rows, sorted_log.files, users, items)
+        create_ids_table(self.db, log.items_table, [(tasks.folder, items)])
+        return log
 
     def _only_erased(self, place: str) -> EmptyInput:
         return EmptyInput(
@@ -382,10 +395,14 @@ class IngestPipeline:
         if any(not self.places_read[domain] and domain not in self.domains_in_lake for domain in _BOTH):
             return None
         domains = self.settings.domains
+        in_lake = {
+            domain: domain in self.domains_in_lake and len(self.places_read[domain]) < len(domains.log_keys(domain))
+            for domain in _BOTH
+        }
+        if not any(in_lake.values()) and (common := self._count_common_in_logs()):
+            return common
         for domain in _BOTH:
-            self._load_users(
-                domain, in_lake=domain in self.domains_in_lake and len(self.places_read[domain]) < len(domains.log_keys(domain))
-            )
+            self._load_users(domain, in_lake=in_lake[domain])
         common = self._count_shared_users()
         if not common:
             for domain in self.domains_in_lake:
@@ -403,9 +420,20 @@ class IngestPipeline:
             )
         return common
 
+    def _count_common_in_logs(self) -> int:
+        """Count the users of both a target log and a source log, in a task; in this process if it sorted one of them."""
+        sides = [[(self.log_tasks[place].folder, self.logs[place].users) for place in self.places_read[side]] for side in _BOTH]
+        is_sorted_here = any(tasks is not self.tasks for tasks in self.log_tasks.values())
+        executor = self.tasks.in_this_process().executor if is_sorted_here else self.tasks.executor
+        (common,) = executor.map(count_common_users, [(sides,)])
+        return int(common)
+
     def _load_users(self, domain: Domain, *, in_lake: bool) -> None:
         users = [f"SELECT NULL::{SQL_TYPES[self.user_type]} AS {USER_ID} WHERE false"]
-        users += [f"SELECT {USER_ID} FROM {self.logs[place].users_table}" for place in self.places_read[domain]]
+        if self.places_read[domain]:
+            logs = [(self.log_tasks[place].folder, self.logs[place].users) for place in self.places_read[domain]]
+            create_ids_table(self.db, f"{domain}_log_users", logs)
+            users.append(f"SELECT {USER_ID} FROM {domain}_log_users")
         if in_lake:
             self.db.register("lake_users", scan_table(self.lake.open_table(Table.events(domain)), columns=[USER_ID]))
             users.append(f"SELECT {USER_ID} FROM lake_users")
@@ -526,6 +554,7 @@ class IngestPipeline:
         if self.settings.domains[place].requires_consent:  # before the events, so that none is used without an answer
             read_answers = staged_rows_sql(staged.consent_files, {USER_ID: self.user_ids.log_id_types[log.domain]})
             answers = self.user_ids.exclude_suppressed(self.db, self.suppressed, read_answers, log.domain)
+            create_ids_table(self.db, "log_users", [(self.log_tasks[place].folder, log.users)])
             record_consent(self.settings, self.db, self.lake, log, answers)
         size, duplicates = update_catalogue(self.db, self.lake, log, self.items[place])
         unnamed = count_items_missing_from_file(self.db, log) if self.items[place] else None
@@ -572,8 +601,7 @@ class IngestPipeline:
         return row_count(table) if own is None else int(table.to_pyarrow_dataset().count_rows(filter=own))
 
     def _extent_of(self, log: StagedLog) -> _Extent:
-        users, items = (count_rows(self.db, f"FROM {table}") for table in (log.users_table, log.items_table))
-        return _Extent(users, items, log.first_event, log.last_event)
+        return _Extent(log.users.size, log.items.size, log.first_event, log.last_event)
 
     def _extent_in_lake(self, log: StagedLog, table: DeltaTable) -> _Extent:
         files, own = duckdb_readable_files(table), log.lake_filter()

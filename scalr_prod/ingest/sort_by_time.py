@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 #: Sort order of events. Rows that are equal in these columns may differ in other mapped ones.
 SORT_COLUMNS: Final = (EVENT_TIMESTAMP, USER_ID, ITEM_ID, CREATED_TIMESTAMP, "weight")
 _BATCH: Final = 65_536
-#: Files of ids that one task merges: the driver reads no more than these.
+#: Files of ids that one task merges.
 _MERGED_FILES: Final = 4
 
 
@@ -78,6 +79,18 @@ class DuplicateCounts:
     all_repeated: bool
 
 
+class DistinctIds(NamedTuple):
+    """Distinct users or items of some rows.
+
+    Attributes:
+        segment: Where they are, in the folder that tasks write to.
+        size: Their number.
+    """
+
+    segment: Segment
+    size: int
+
+
 @dataclass(frozen=True)
 class SortedLog:
     """A log that was sorted by time.
@@ -87,12 +100,14 @@ class SortedLog:
         rows: Rows of the files.
         rows_read: Rows before repeated ones were dropped.
         duplicates: Counts of repeated rows, before they were dropped.
+        ids: Its users and its items; empty if it has no row.
     """
 
     files: tuple[SortedFile, ...]
     rows: int
     rows_read: int
     duplicates: DuplicateCounts
+    ids: tuple[DistinctIds, ...]
 
 
 class LogRows(Protocol):
@@ -158,8 +173,8 @@ class _SortedRange(NamedTuple):
     number: int
     file: SortedFile | None
     duplicates: DuplicateCounts
-    #: Distinct users and items.
-    ids: tuple[Segment, Segment]
+    users: DistinctIds
+    items: DistinctIds
 
 
 def sort_columns(mapped: Collection[str]) -> list[str]:
@@ -167,14 +182,13 @@ def sort_columns(mapped: Collection[str]) -> list[str]:
     return [*SORT_COLUMNS, *(name for name in OPTIONAL_EVENT_COLUMNS if name in mapped)]
 
 
-def sort_log(tasks: LogTasks, job: SortJob, parts: Iterable[Sequence[str]], name: str) -> SortedLog:
-    """Sort a log by time into Parquet files, and create tables of its users and items.
+def sort_log(tasks: LogTasks, job: SortJob, parts: Iterable[Sequence[str]]) -> SortedLog:
+    """Sort a log by time into Parquet files, and collect its users and items.
 
     Args:
         tasks: Runs the tasks.
         job: The log.
         parts: Staged files that each task of the first round reads.
-        name: Beginning of the names of the tables ``{name}_users`` and ``{name}_items``.
 
     Raises:
         ComputeError: A task failed.
@@ -186,9 +200,7 @@ def sort_log(tasks: LogTasks, job: SortJob, parts: Iterable[Sequence[str]], name
     ranges = sorted(
         tasks.executor.map(_sort_range, ((job, *each) for each in sorted(segments.items()))), key=attrgetter("number")
     )
-    for column, kind in ((0, "users"), (1, "items")):
-        ids = _merge_in_tasks(tasks, [found.ids[column] for found in ranges], job.folder)
-        _create_ids_table(tasks.connection, f"{name}_{kind}", ids, job.folder)
+    columns = ([found.users for found in ranges], [found.items for found in ranges])
     files = tuple(found.file for found in ranges if found.file is not None)
     repeated, distinct = (sum(getattr(found.duplicates, each) for found in ranges) for each in ("rows", "distinct"))
     return SortedLog(
@@ -196,38 +208,50 @@ def sort_log(tasks: LogTasks, job: SortJob, parts: Iterable[Sequence[str]], name
         sum(file.rows for file in files),
         repeated + distinct,
         DuplicateCounts(repeated, distinct, all(found.duplicates.all_repeated for found in ranges) and bool(files)),
+        tuple(_merge_in_tasks(tasks, ids, job.folder) for ids in columns if ids),
     )
 
 
-def _merge_in_tasks(tasks: LogTasks, segments: list[Segment], folder: ShuffleFolder) -> list[Segment]:
-    """Return at most `_MERGED_FILES` segments with the distinct ids of all."""
-    while len(segments) > _MERGED_FILES:
-        groups = [segments[start : start + _MERGED_FILES] for start in range(0, len(segments), _MERGED_FILES)]
-        segments = list(tasks.executor.map(_merge_ids, ((folder, group) for group in groups)))
-    return segments
+def _merge_in_tasks(tasks: LogTasks, ids: list[DistinctIds], folder: ShuffleFolder) -> DistinctIds:
+    """Return the distinct ids of all ranges."""
+    while len(ids) > 1:
+        groups = [ids[start : start + _MERGED_FILES] for start in range(0, len(ids), _MERGED_FILES)]
+        ids = list(tasks.executor.map(_merge_ids, ((folder, group) for group in groups)))
+    return ids[0]
 
 
-def _merge_ids(connection: DuckDBPyConnection, folder: ShuffleFolder, segments: Sequence[Segment]) -> Segment:
-    """Task: write the distinct ids of some segments."""
-    load_segments(connection, segments, folder=folder, name="merged_ids")
-    (merged,) = write_tables(
-        [(0, connection.sql("SELECT DISTINCT * FROM merged_ids").to_arrow_table())], folder=folder
-    ).values()
+def _merge_ids(connection: DuckDBPyConnection, folder: ShuffleFolder, ids: Sequence[DistinctIds]) -> DistinctIds:
+    """Task: write the distinct ids of some ranges."""
+    create_ids_table(connection, "merged_ids", [(folder, some) for some in ids])
+    merged = _write_ids(connection.sql("FROM merged_ids").to_arrow_table(), folder)
     connection.execute("DROP TABLE merged_ids")
     return merged
 
 
-def _create_ids_table(db: Any, name: str, segments: Sequence[Segment], folder: ShuffleFolder) -> None:
+def _write_ids(ids: pa.Table, folder: ShuffleFolder) -> DistinctIds:
+    (segment,) = write_tables([(0, ids)], folder=folder).values()
+    return DistinctIds(segment, len(ids))
+
+
+def create_ids_table(connection: Any, name: str, ids: Sequence[tuple[ShuffleFolder, DistinctIds]]) -> None:
+    """Create or replace a temporary DuckDB table of distinct ids, from the folders that they are in."""
     import pyarrow as pa
 
-    if not segments:
-        return
-    tables = (read_segments([segment], folder=folder) for segment in segments)
+    tables = (read_segments([some.segment], folder=folder) for folder, some in ids)
     first = next(tables)
-    batches = (batch for table in (first, *tables) for batch in table.to_batches())
-    db.register("ids", pa.RecordBatchReader.from_batches(first.schema, batches))
-    db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT DISTINCT * FROM ids")
-    db.unregister("ids")
+    batches = (batch for table in chain([first], tables) for batch in table.to_batches())
+    connection.register("ids", pa.RecordBatchReader.from_batches(first.schema, batches))
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT DISTINCT * FROM ids")
+    connection.unregister("ids")
+
+
+def count_common_users(connection: Any, sides: Sequence[Sequence[tuple[ShuffleFolder, DistinctIds]]]) -> int:
+    """Task: count the users that both sides have."""
+    for number, users in enumerate(sides):
+        create_ids_table(connection, f"users_{number}", users)
+    common = connection.sql(f"SELECT count(*) FROM users_0 SEMI JOIN users_1 USING ({USER_ID})").fetchall()[0][0]
+    connection.execute("DROP TABLE users_0; DROP TABLE users_1")
+    return int(common)
 
 
 def _write_by_time(connection: DuckDBPyConnection, job: SortJob, paths: Sequence[str]) -> dict[int, Segment]:
@@ -243,10 +267,11 @@ def _sort_range(connection: DuckDBPyConnection, job: SortJob, number: int, segme
     counter = _DuplicateCounter()
     batches = connection.sql(f"FROM partition_rows ORDER BY {', '.join(job.columns)}").to_arrow_reader(_BATCH)
     file = write_sorted_file(counter.count(batches, drop=job.drop_duplicates), job.folder)
-    ids = (connection.sql(f"SELECT DISTINCT {name} FROM partition_rows").to_arrow_table() for name in (USER_ID, ITEM_ID))
-    users, items = write_tables(enumerate(ids), folder=job.folder).values()
+    ids = [connection.sql(f"SELECT DISTINCT {name} FROM partition_rows").to_arrow_table() for name in (USER_ID, ITEM_ID)]
+    written = write_tables(enumerate(ids), folder=job.folder)
+    users, items = (DistinctIds(written[number], len(some)) for number, some in enumerate(ids))
     connection.execute("DROP TABLE partition_rows")
-    return _SortedRange(number, file, counter.counts, (users, items))
+    return _SortedRange(number, file, counter.counts, users, items)
 
 
 def write_sorted_file(batches: Iterable[pa.RecordBatch], folder: ShuffleFolder) -> SortedFile | None:

@@ -23,7 +23,7 @@ from scalr_prod.core import partitioned
 from scalr_prod.core.delta_log import file_names
 from scalr_prod.core.file_systems import open_file_system
 from scalr_prod.errors import BadValue, ComputeError
-from scalr_prod.ingest import append, ingest, log_tasks, sort_by_time, staging
+from scalr_prod.ingest import append, ingest, log_tasks, pipeline, sort_by_time, staging
 from scalr_prod.ingest.sources import files
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
@@ -191,6 +191,7 @@ def test_workers_and_driver_share_nothing_but_an_object_store(here, tmp_path, mo
         "_write_by_time",
         "_sort_range",
         "_merge_ids",
+        "count_common_users",
         "_hash_rows",
         "_compare_range",
         "_write_table_file",
@@ -280,6 +281,7 @@ def test_files_for_a_version_that_another_ingest_passed_are_removed(tmp_path, mo
         pytest.param(sort_by_time, "_write_by_time", marks=long),
         pytest.param(sort_by_time, "_sort_range", marks=long),
         pytest.param(sort_by_time, "_merge_ids", marks=long),
+        pytest.param(pipeline, "count_common_users", marks=long),
         pytest.param(append, "_compare_range", marks=long),
         pytest.param(append, "_write_table_file", marks=long),
     ],
