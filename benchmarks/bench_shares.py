@@ -7,7 +7,7 @@ three quarters of both logs, `ingest_again` all of them, of which three quarters
 negatives for each. `driver_share` is the driver's part of the driver's and the workers' time. `same` tells whether the tables' files and
 the training set's rows have the same bytes each time.
 
-SCALR_BENCH_EVENTS is the number of source events (default: 1500000).
+SCALR_BENCH_EVENTS is the number of source events (default: 6000000).
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 
     from scalr_prod.config.settings import Settings
 
-EVENTS = int(os.environ.get("SCALR_BENCH_EVENTS", "1500000"))
+EVENTS = int(os.environ.get("SCALR_BENCH_EVENTS", "6000000"))
 STAGES = ("ingest", "ingest_again", "histories", "training_set")
 WORKERS = (1, 2)
 #: What tasks of the stages import.
 MODULES = (
+    "great_expectations",
     "scalr_prod.compute.worker_preload",
     "scalr_prod.ingest.pipeline",
     "scalr_prod.quality.training_set",
