@@ -11,6 +11,7 @@ than the same events given to other users.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Final
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.statistics import ArmComparison
 
 
-#: Standard deviation of gains, in percent, before any evidence; their mean is 0. Real pairs range from -10 to several hundred.
+#: Standard deviation of gains, in percent of the better arm's mean, before any evidence; their mean is 0.
 _PRIOR_SD: Final = 50.0
+_Z95: Final = NormalDist().inv_cdf(0.975)
 #: A loss of more than this counts as harm, in percent.
 HARM_PCT: Final = 2.0
 #: Highest accepted probability of harm.
@@ -54,14 +56,20 @@ class GainEstimate:
 
     @classmethod
     def from_comparison(cls, comparison: ArmComparison) -> GainEstimate:
-        """Combine a measured lift with the prior. Both are taken as normal."""
-        variance = comparison.lift_error**2
-        if not variance >= 0:  # NaN: the baseline found nothing, so a gain over it has no size
-            return cls(_PRIOR_SD, 0.0) if comparison.difference_ci95[0] > 0 else cls(0.0, 1.0)
-        if variance == 0:
-            return cls(comparison.lift_pct, float(comparison.lift_pct < -HARM_PCT))
-        trust = _PRIOR_SD**2 / (_PRIOR_SD**2 + variance)
-        posterior = NormalDist(comparison.lift_pct * trust, (variance * trust) ** 0.5)
+        """Combine a measured difference with the prior. Both are taken as normal.
+
+        The ratio to a baseline near 0 is uncertain even where the arm is far ahead of it, so the error is that of the difference.
+        """
+        lift, difference = comparison.lift_pct, comparison.difference
+        low, high = comparison.difference_ci95
+        if not math.isfinite(lift):  # the baseline found nothing, so a gain over it has no size
+            return cls(_PRIOR_SD, 0.0) if low > 0 else cls(0.0, 1.0)
+        if high == low or not difference:
+            return cls(lift, float(lift < -HARM_PCT))
+        variance = ((high - low) / 2 / _Z95 * lift / difference) ** 2  # in percent of the baseline, as the lift
+        prior = (_PRIOR_SD * max(1.0, 1 + lift / 100)) ** 2
+        trust = prior / (prior + variance)
+        posterior = NormalDist(lift * trust, (variance * trust) ** 0.5)
         return cls(posterior.mean, posterior.cdf(-HARM_PCT))
 
 

@@ -83,8 +83,18 @@ def test_a_decision_by_measured_comparisons_is_plain_json():
 def test_a_large_gain_of_few_users_is_shrunk_and_not_thrown_away():
     """What the former rule refused: +105 %, p 0.07."""
     gain = GainEstimate.from_comparison(comparison(105, margin=110))
-    assert 30 < gain.expected_pct < 60
+    assert 60 < gain.expected_pct < 100
     assert 0 < gain.harm_probability <= MAX_HARM_PROBABILITY
+
+
+def test_a_gain_over_next_to_nothing_counts_by_its_difference():
+    """kitchen ← food: +153 % over a baseline that finds nearly nothing, whose ratio may be anything; the difference is two errors wide."""
+    found = ArmComparison(153.0, 113.0, (-55.0, 1300.0), 0.0061, (0.0001, 0.0121), 0.046)
+    gain = GainEstimate.from_comparison(found)
+    assert 90 < gain.expected_pct < 153
+    assert gain.harm_probability < 0.1
+    lost = GainEstimate.from_comparison(ArmComparison(-60.0, 40.0, (-90.0, 60.0), -0.0061, (-0.0121, -0.0001), 0.046))
+    assert lost.harm_probability > 0.9
 
 
 def test_no_lift_can_be_told_where_the_baseline_finds_nothing():
