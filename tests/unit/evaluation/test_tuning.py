@@ -194,7 +194,7 @@ def tuner_with_weights(rule, *weights):
         downstream=SETTINGS.downstream.model_copy(update={"weights": weights, "temperatures": (0.5,), "volumes": (20,)}),
         generation=SETTINGS.generation,
     )
-    stages = [ValidationSplit(Judge(only(OURS, rule), lambda half_life: -0.5), Maker())]
+    stages = [ValidationSplit(Judge(only(OURS, rule), lambda half_life: -0.5), Maker(measured(0.2)))]
     return Tuner("als", stages, settings, tune_half_life(stages), lambda doing, fits: None)
 
 
@@ -207,7 +207,7 @@ def tuner_with_weights(rule, *weights):
     ],
 )
 def test_a_default_is_left_only_for_more_than_a_standard_error(gains, weight):
-    assert tune(tuner_with_weights(noisy(gains), 0.03, 0.1, 0.3, 1.0), OURS, measured(0.2))[0].weights == (weight,) * 3
+    assert tune(tuner_with_weights(noisy(gains), 0.03, 0.1, 0.3, 1.0), OURS)[0].weights == (weight,) * 3
 
 
 def test_what_a_segment_gains_is_not_given_up_for_less_than_all_users_notice():
