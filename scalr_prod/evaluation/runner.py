@@ -28,7 +28,7 @@ from scalr_prod.evaluation.models import uses_source_events
 from scalr_prod.evaluation.plan import quick_context_limit
 from scalr_prod.evaluation.published_sets import PublishedTrainingSets
 from scalr_prod.evaluation.result_cache import JSON_CODEC, ResultCache, family_source_digest, outcome_codec
-from scalr_prod.evaluation.signal import classify_signal, measure_signal
+from scalr_prod.evaluation.signal import measure_signal
 from scalr_prod.evaluation.tuning import TunedClusters, TunedHalfLife, Tuner, tune_clusters, tune_half_life
 from scalr_prod.evaluation.user_panel import UserPanel
 from scalr_prod.generation import SEGMENTS, Policy, logs_digest, policy_path, settings_digest
@@ -168,8 +168,7 @@ class EvaluationRunner:
 
         self.progress.total = sum(map(expected_tuning_fits, arms)) + evaluation_fits
         self.prepare_tuning(splits)
-        run = self.prepare_cutoff(self.plan.splits[0])
-        self.signal = measure_signal(run.cache, run.data_builder)
+        self.signal = measure_signal(splits[0].cache, splits[0].data_builder)
         for family in self.families.values():
             for name in self.progress.track_steps(self._family_arms(family.name), expected_tuning_fits):
                 self.tune_arm(family, name)
@@ -191,8 +190,7 @@ class EvaluationRunner:
             return
         if name in {REAL_ONLY, JOINT_BASELINE, *TUNED_ARMS}:
             self.progress.start_task(f"tuning {family.name} {name}")
-            signal = classify_signal(self.signal, self.settings.quality.min_information)
-            tuned = family.tuned[name] = family.tuner.tune(name, signal)
+            tuned = family.tuned[name] = family.tuner.tune(name)
             if (validation := tuned.validation) is not None:
                 logger.info("%s %s on validation: NDCG %.4f, %d fits", family.name, name, validation.ndcg, validation.fits)
         # A family without probabilities needs no calibration; the first arm shows whether it has them.

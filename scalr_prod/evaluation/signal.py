@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Signal of source histories: the information they carry about target events beyond current popularity.
 
-It is measured when a translator is trained, on users whose target events were not used for training, all before its cutoff. An evaluation
-takes it from the first cutoff's translator, as the quality gate takes it from a run's.
+It is measured when a translator is trained, on users whose target events were not used for training. The evaluation takes it from the
+validation window's translator, and a quick verdict from the test cutoff's, before it fits a model on synthetic events.
 """
 
 from __future__ import annotations
@@ -42,19 +42,15 @@ class Signal(Enum):
     UNCLEAR = "unclear"
 
 
-def classify_signal(signal: Mapping[str, Any] | None, min_nats: float = 0.0) -> Signal:
-    """Return ``PRESENT`` if the 99 % interval of own over others' is above a minimum, ``ABSENT`` if it lies below a negligible gain.
+def classify_signal(signal: Mapping[str, Any] | None) -> Signal:
+    """Return ``PRESENT`` if the 99 % interval of own over others' is above 0, ``ABSENT`` if it lies below a negligible gain.
 
     It is ``UNCLEAR`` in between, and with too few users.
-
-    Args:
-        signal: See `measure_signal`.
-        min_nats: The minimum: ``[quality] min_information``, below which the gate refuses a run.
     """
     if signal is None or signal["users"] < MIN_USERS:
         return Signal.UNCLEAR
     low, high = signal["own_over_others"]["ci99"]
-    if low > 0 and low >= min_nats:
+    if low > 0:
         return Signal.PRESENT
     return Signal.ABSENT if high < _NEGLIGIBLE_NATS else Signal.UNCLEAR
 

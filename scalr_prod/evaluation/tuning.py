@@ -42,7 +42,7 @@ from scalr_prod.evaluation.models.cluster_popularity import CLUSTER_HALF_LIVES, 
 from scalr_prod.evaluation.models.recent_popularity import HALF_LIVES
 from scalr_prod.evaluation.parallel_fits import FitPool
 from scalr_prod.evaluation.search import Hyperparameter, log_distance, search_values
-from scalr_prod.evaluation.signal import Signal
+from scalr_prod.evaluation.signal import Signal, classify_signal, measure_signal
 from scalr_prod.evaluation.statistics import MetricContributions, TwoWayClusters, paired_bootstrap
 from scalr_prod.evaluation.translation import DrawOptions
 from scalr_prod.evaluation.trial_cache import TrialCache
@@ -250,19 +250,14 @@ class Tuner:
         self._acceptances: dict[str, Acceptance] = {}
         self._real_arm: Arm | None = None
 
-    def tune(self, name: str, signal: Signal = Signal.UNCLEAR) -> TunedArm:
-        """Tune the arm of this name.
-
-        Args:
-            name: The arm.
-            signal: What is known of the users' own histories, which decides about real+scalr (see `acceptance`).
-        """
+    def tune(self, name: str) -> TunedArm:
+        """Tune the arm of this name."""
         if name == REAL_ONLY:
             arm = self.real_arm()
         elif name == JOINT_BASELINE:
             arm = self._tune_joint_baseline()
         else:
-            arm = self._tune_synthetic(name, signal)
+            arm = self._tune_synthetic(name)
         ndcg, score = float(self.trials.ndcg(arm).mean()), self.trials.mean_score(arm)
         over_real = None
         if arm.has_synthetic_events:
@@ -336,7 +331,7 @@ class Tuner:
             start = _with_value(start, one, one.values[0])
         return self._search_in_turn(start, [SOURCE_WEIGHT, *cheap, *costly, SOURCE_WEIGHT])
 
-    def _tune_synthetic(self, name: str, signal: Signal) -> Arm:
+    def _tune_synthetic(self, name: str) -> Arm:
         """Tune an arm with synthetic events; λ is 0 if they do not help or their gain is not accepted."""
         real = self.real_arm()
         weight, *others = self._sampling_hyperparameters
@@ -352,7 +347,7 @@ class Tuner:
         if not any(arm.weights):
             logger.warning("%s %s: %s", self.family, name, describe_acceptance(refused.weights, None))
             return refused
-        acceptance = self._acceptances[name] = self._assess(arm, signal)
+        acceptance = self._acceptances[name] = self._assess(arm)
         if not acceptance.passed:
             logger.warning("%s %s: %s", self.family, name, acceptance.describe())
         return arm if acceptance.passed else refused
@@ -389,12 +384,13 @@ class Tuner:
             Hyperparameter("min_lift", (0.0, 1.0), high=1.0, default=generation.min_lift),
         )
 
-    def _assess(self, arm: Arm, signal: Signal) -> Acceptance:
+    def _assess(self, arm: Arm) -> Acceptance:
         """Compare an arm with real events only on users who did not choose its values, and decide whether it keeps its λ."""
         chosen = self._chosen_without(arm)
         over_real = self._compare(chosen, [self.real_arm()] * _SELECTION_GROUPS)
         if arm.name != WITH_SYNTHETIC:
             return Acceptance(arm, over_real)
+        signal = classify_signal(measure_signal(self.splits[0].cache, self.splits[0].data_builder))
         if signal is not Signal.UNCLEAR:
             return Acceptance(arm, over_real, signal)
         shuffled = [replace(one, name="shuffled") if any(one.weights) else one for one in chosen]

@@ -121,11 +121,9 @@ def test_without_an_effect_few_are_accepted_and_their_loss_is_small():
         (None, Signal.UNCLEAR),
         ({"users": 19, "own_over_others": {"ci99": [0.2, 0.6]}}, Signal.UNCLEAR),
         ({"users": 100, "own_over_others": {"ci99": [0.2, 0.6]}}, Signal.PRESENT),
-        ({"users": 100, "own_over_others": {"ci99": [0.0005, 0.6]}}, Signal.UNCLEAR),
-        ({"users": 100, "own_over_others": {"ci99": [0.0015, 0.6]}}, Signal.PRESENT),
         ({"users": 100, "own_over_others": {"ci99": [-0.01, 0.6]}}, Signal.UNCLEAR),
         ({"users": 100, "own_over_others": {"ci99": [-0.01, 0.01]}}, Signal.ABSENT),
     ],
 )
 def test_absent_is_told_from_not_measurable(signal, expected):
-    assert classify_signal(signal, 0.001) is expected
+    assert classify_signal(signal) is expected

@@ -14,7 +14,6 @@ import pytest
 from scalr_prod.config.sections import DownstreamSettings, GenerationSettings
 from scalr_prod.evaluation.arms import JOINT_BASELINE
 from scalr_prod.evaluation.ranking_metrics import Ranking
-from scalr_prod.evaluation.signal import classify_signal
 from scalr_prod.evaluation.trial_cache import ValidationSplit
 from scalr_prod.evaluation.tuning import Tuner, tune_half_life
 
@@ -30,9 +29,12 @@ OURS = "real+scalr"
 
 
 class Maker:
-    """Events that are their arm and choice."""
+    """Events that are their arm and choice; what its translator was measured to know of users."""
 
     max_contexts = None
+
+    def __init__(self, information=None):
+        self.translation = SimpleNamespace(information=information)
 
     def events(self, arm, seed):
         return arm
@@ -72,21 +74,21 @@ def measured(low, users=100):
     return {"users": users, "own_over_others": {"nats": 0.4, "ci99": [low, 0.6]}}
 
 
-def tuner_of(*rules, listed=lambda half_life: -0.5, counted=None):
+def tuner_of(*rules, listed=lambda half_life: -0.5, counted=None, information=None):
     judges = [Judge(rule, listed) for rule in rules]
-    stages = [ValidationSplit(judge, Maker()) for judge in judges]
+    stages = [ValidationSplit(judge, Maker(information)) for judge in judges]
     lately = tune_half_life(stages)
     tuner = Tuner("als", stages, SETTINGS, lately, lambda doing, fits: counted.append(fits) if counted is not None else None)
     return tuner, judges
 
 
-def chosen(*rules, arm=OURS, information=None, **more):
+def chosen(*rules, arm=OURS, **more):
     """What is chosen for an arm on a validation scene for each rule, the latest first; and its validation results."""
-    return tune(tuner_of(*rules, **more)[0], arm, information)
+    return tune(tuner_of(*rules, **more)[0], arm)
 
 
-def tune(tuner, arm, information=None):
-    tuned = tuner.tune(arm, classify_signal(information, 0.001))
+def tune(tuner, arm):
+    tuned = tuner.tune(arm)
     return tuned.arm, tuned.validation.to_json()
 
 
@@ -160,8 +162,8 @@ def test_a_control_is_tuned_for_itself_with_the_budget_of_ours():
 
 def test_the_budget_counts_every_fit():
     counted = []
-    tuner, (judge,) = tuner_of(only(OURS, taste), counted=counted)
-    spent = sum(tune(tuner, arm, measured(0.2))[1]["fits"] for arm in ("real", OURS, "trend", JOINT_BASELINE))
+    tuner, (judge,) = tuner_of(only(OURS, taste), counted=counted, information=measured(0.2))
+    spent = sum(tune(tuner, arm)[1]["fits"] for arm in ("real", OURS, "trend", JOINT_BASELINE))
     assert spent == judge.fits == len(counted)
 
 
