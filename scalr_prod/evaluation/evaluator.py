@@ -67,7 +67,9 @@ class SplitEvaluator:
         model.fit(self.split.real, seed=0)
         return model
 
-    def fit(self, family: str, options: dict[str, Any], events: Interactions, *, seed: int, threads: int = 1) -> DownstreamModel:
+    def fit(
+        self, family: str, options: dict[str, Any], events: Interactions, *, seed: int, threads: int = 1
+    ) -> DownstreamModel:
         """Fit a model, with access to source events; the option ``half_life`` (days) decays observed weights first."""
         model = make_model(
             family,
