@@ -3,20 +3,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from pyarrow.fs import FileSystem
-
-
-#: Errors of file systems without hard links, or at their limit of links.
-_NO_LINKS: Final = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
 
 
 def open_file_system(root: str, storage_options: Mapping[str, str]) -> FileSystem:
@@ -42,7 +37,7 @@ def link_or_copy(source: Path, destination: Path) -> None:
     destination.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, destination)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links here, or nothing can be written: the copy's error names the destination
         shutil.copyfile(source, destination)

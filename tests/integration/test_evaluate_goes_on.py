@@ -65,9 +65,9 @@ def fits(monkeypatch):
     counted = Fits()
     fit = SplitEvaluator.fit
 
-    def counting(self, family, options, events, *, seed):
+    def counting(self, family, options, events, *, seed, threads):
         counted.before()
-        model = fit(self, family, options, events, seed=seed)
+        model = fit(self, family, options, events, seed=seed, threads=threads)
         counted.done += 1
         return model
 
