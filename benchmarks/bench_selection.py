@@ -34,7 +34,7 @@ EVALUATIONS, TEST_PERIODS, USERS, ITEMS, MOST = 600, 4, 600, 1000, 3
 #: Of log2 of a rank: what all arms share, and what an item, and a pair, is moved by one arm.
 SPREAD, ITEM_NOISE, PAIR_NOISE = 2.5, 0.5, 0.8
 WORLDS = {"no value has an effect": 0.0, "effects vary by 10 %": 0.1}
-SETTINGS: Any = SimpleNamespace(downstream=DownstreamSettings(), generation=GenerationSettings())
+SETTINGS: Any = SimpleNamespace(downstream=DownstreamSettings(threads=1), generation=GenerationSettings())
 
 
 class Period:
@@ -57,7 +57,7 @@ class Period:
         numbering = SimpleNamespace(items=pa.array(np.arange(ITEMS)))
         self.split = SimpleNamespace(users=np.arange(USERS), numbering=numbering, segments=lambda: self.segments, cutoff=period)
 
-    def fit(self, family: str, options: dict[str, Any], events: Arm, *, seed: int) -> Arm:  # noqa: ARG002 - as evaluators do
+    def fit(self, family: str, options: dict[str, Any], events: Arm, *, seed: int, threads: int) -> Arm:  # noqa: ARG002 - as evaluators do
         """An arm is its own model."""
         return events
 
