@@ -8,15 +8,19 @@ this user's cache (`scalr_prod.translator.kernels.compile_cache`).
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pyarrow as pa
 
 
@@ -47,7 +51,7 @@ def compile_kernels(serving_environment: Path | None) -> None:
     from scalr_prod.project import Project
 
     logger.info("compiling the translator's kernels, which takes about 20 seconds")
-    with tempfile.TemporaryDirectory(prefix="scalr-kernels-") as scratch:
+    with _without_settings_variables(), tempfile.TemporaryDirectory(prefix="scalr-kernels-") as scratch:
         folder = Path(scratch)
         _write_project(folder)
         try:
@@ -62,6 +66,16 @@ def compile_kernels(serving_environment: Path | None) -> None:
         except Exception as error:
             output = getattr(error, "stderr", None) or error
             logger.warning("the translator's kernels could not be compiled; the first run will try again: %s", output)
+
+
+@contextmanager
+def _without_settings_variables() -> Iterator[None]:
+    """Remove the variables that override settings for the duration of the block: they name another project's ledger and lake."""
+    removed = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("SCALR_")}
+    try:
+        yield
+    finally:
+        os.environ.update(removed)
 
 
 def _write_project(folder: Path) -> None:

@@ -11,10 +11,11 @@ import pytest
 
 from scalr_prod.apps.kernel_compilation import compile_kernels
 from scalr_prod.config.settings import load_settings
+from scalr_prod.project import Project
 from scalr_prod.serving.install.environment import find_environment
 
-#: Compiles everything twice.
-pytestmark = pytest.mark.long
+#: Compile everything.
+long = pytest.mark.long
 
 
 def compiled(cache: Path) -> dict[str, set[str]]:
@@ -26,6 +27,7 @@ def compiled(cache: Path) -> dict[str, set[str]]:
     return found
 
 
+@long
 def test_both_environments_have_the_kernels_and_a_run_compiles_none(project, tmp_path):
     environment = find_environment(load_settings(project)).folder
     variables = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
@@ -46,7 +48,21 @@ def test_both_environments_have_the_kernels_and_a_run_compiles_none(project, tmp
     assert compiled(tmp_path) == before
 
 
+@long
 def test_an_environment_that_cannot_compile_is_warned_about_only(tmp_path, caplog):
     compile_kernels(tmp_path / "nowhere")
     assert "could not be compiled; the first run will try again" in caplog.text
     assert "nowhere" in caplog.text
+
+
+def test_the_ledger_and_lake_of_the_environments_variables_are_not_touched(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise RuntimeError("trained far enough")
+
+    monkeypatch.setenv("SCALR_PROJECT__LAKE", str(tmp_path / "lake"))
+    monkeypatch.setenv("SCALR_LEDGER__URL", f"sqlite:///{tmp_path}/ledger.db")
+    monkeypatch.setattr(Project, "train", refuse)
+    compile_kernels(None)
+    assert "trained far enough" in caplog.text
+    assert not list(tmp_path.iterdir())
+    assert os.environ["SCALR_PROJECT__LAKE"] == str(tmp_path / "lake")
