@@ -30,6 +30,7 @@ from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.translator.data.event_log import EventLog, data_end, read_event_log
 from scalr_prod.translator.data.training_pairs import TrainingSlice
+from scalr_prod.translator.information_gain import InformationGain
 from scalr_prod.translator.trainer import (
     calibration_slice,
     fit_calibration,
@@ -37,6 +38,7 @@ from scalr_prod.translator.trainer import (
     fit_shared,
     label_rows_between,
     measure_components,
+    measure_own_over_others,
     time_quantile,
 )
 
@@ -116,14 +118,15 @@ def _measured(logs: WorldLogs, log: EventLog, settings: Any) -> dict[str, Any]:
     nats = {"uniform": float(oracles.uniform[asked].mean())} | {name: row.nll for name, row in cold.items()}
     nats |= {"oracle": float(oracles.oracle[asked].mean()), "knowing_oracle": float(oracles.knowing[asked].mean())}
     gain, most = nats["popularity"] - nats["mixture"], nats["popularity"] - nats["oracle"]
-    assert calibrated.information is not None
+    own_over_others = measure_own_over_others(settings, pairs, tensors, {-1: hidden})
+    assert calibrated.over_popularity is not None
     return {
         "world": {name: getattr(world, name) for name in ("users", "topics", "target_items")} | world.changed(),
         "events": int(asked.sum()),
         "nats": {name: round(value, 3) for name, value in nats.items()},
         "gained": round(gain, 3),
         "recovered": round(gain / most, 3) if world.signal else None,
-        "information": calibrated.information.to_json(),
+        "information": InformationGain(own_over_others, calibrated.over_popularity).to_json(),
     }
 
 

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from scalr_prod.translator.devices import resolve_device
     from scalr_prod.translator.estimators.protocol import Estimator, ProductEstimator
     from scalr_prod.translator.evaluation import BacktestReport, evaluate
+    from scalr_prod.translator.information_gain import OwnOverOthers
     from scalr_prod.translator.module import TranslatorModule
-    from scalr_prod.translator.quick_translator import OwnOverOthers, QuickTranslator, quick_settings
+    from scalr_prod.translator.quick_translator import QuickTranslator, quick_settings
     from scalr_prod.translator.registry import (
         ItemVocabulary,
         TranslatorVersion,
@@ -114,7 +115,7 @@ __getattr__ = lazy_exports(
         "LogCounts": "training_budget",
         "MAX_ABS_TIME_US": "requests",
         "NO_ITEM": "data.contexts",
-        "OwnOverOthers": "quick_translator",
+        "OwnOverOthers": "information_gain",
         "PADDING": "data.contexts",
         "Parameters": "data.training_pairs",
         "ProductEstimator": "estimators.protocol",

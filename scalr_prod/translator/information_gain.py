@@ -5,7 +5,8 @@ Both measurements use users whose target events did not shape the parameters, wi
 
 - *own over others'*: the log-probability of the chosen item given the user's own history, minus that given the histories of other users
   who chose at about the same time. If the two logs are independent, the expected difference is 0, whatever else the mixture knows about
-  popularity or time. Therefore events of the whole training period can be used: having seen the period helps both sides equally.
+  popularity or time. Therefore events of the whole training period can be used: having seen the period helps both sides equally. Each
+  fold's users are measured with the fold's parameter set, so that all common users count.
 - *over popularity*: the log-probability of the chosen item by the mixture, minus that by popularity at the time. It is measured only on
   the validation slice, which is later than all training data, because a mixture fitted on later events would beat popularity even without
   a history. The same difference is reported with others' histories.
@@ -17,7 +18,7 @@ choices. A trait that shows in both domains, such as a taste for popular or new 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ from scalr_prod.translator.module import TrainingModule
 from scalr_prod.translator.worker_pool import INLINE, WorkerPool
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from scalr_prod.translator.data.contexts import Contexts
@@ -64,40 +67,73 @@ class MeanCI:
 
 
 @dataclass(frozen=True)
-class InformationGain:
-    """Information gain of source histories on target events.
+class OwnOverOthers:
+    """Information of users' own source histories, see the module docstring.
 
     Attributes:
-        events: Events on which own and others' histories were compared.
-        users: Number of users of these events.
-        own_over_others: See the module docstring.
-        later_events: Events of the validation slice on which the remaining values were measured.
-        over_popularity: See the module docstring.
-        others_over_popularity: The same with other users' histories.
+        events: Number of events that it was measured on.
+        users: Number of their users.
+        nats: The mean, with its 99 % interval.
+    """
+
+    events: int
+    users: int
+    nats: MeanCI
+
+    @classmethod
+    def from_scores(cls, scores: Sequence[EventScores], rng: np.random.Generator) -> Self:
+        """Average the events of one or several parameter sets."""
+        user = np.concatenate([part.user for part in scores])
+        nats = bootstrap_mean(np.concatenate([part.own - part.others for part in scores]), user, rng)
+        return cls(len(user), len(np.unique(user)), nats)
+
+    def describe(self) -> str:
+        """Describe the mean with its 99 % interval, in nats."""
+        return f"{self.nats.mean:+.3f} ({self.nats.low:+.3f} … {self.nats.high:+.3f})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {**self.nats.to_json(), "events": self.events, "users": self.users}
+
+
+@dataclass(frozen=True)
+class OverPopularity:
+    """Information over popularity, see the module docstring.
+
+    Attributes:
+        events: Number of events of the validation slice that it was measured on.
+        own: With users' own histories.
+        others: With other users' histories.
         expected_log_lift: Expected log(P / prior) of one draw for those contexts.
         share_at_prior: Expected share of draws whose probability is within 5 % of the prior.
     """
 
     events: int
-    users: int
-    own_over_others: MeanCI
-    later_events: int
-    over_popularity: MeanCI
-    others_over_popularity: MeanCI
+    own: MeanCI
+    others: MeanCI
     expected_log_lift: float
     share_at_prior: float
 
+
+@dataclass(frozen=True)
+class InformationGain:
+    """Information gain of source histories on target events."""
+
+    own_over_others: OwnOverOthers
+    over_popularity: OverPopularity
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
+        own, later = self.own_over_others, self.over_popularity
         return {
-            "events": self.events,
-            "users": self.users,
-            "own_over_others": self.own_over_others.to_json(),
-            "later_events": self.later_events,
-            "over_popularity": self.over_popularity.to_json(),
-            "others_over_popularity": self.others_over_popularity.to_json(),
-            "draw_nats": round(self.expected_log_lift, 6),
-            "draws_at_prior": round(self.share_at_prior, 6),
+            "events": own.events,
+            "users": own.users,
+            "own_over_others": own.nats.to_json(),
+            "later_events": later.events,
+            "over_popularity": later.own.to_json(),
+            "others_over_popularity": later.others.to_json(),
+            "draw_nats": round(later.expected_log_lift, 6),
+            "draws_at_prior": round(later.share_at_prior, 6),
         }
 
 
@@ -149,53 +185,77 @@ class EventScores:
     at_prior: NDArray[np.float64]
 
 
-def measure_information(
+def measure_own_over_others(
+    parameter_sets: Sequence[tuple[dict[str, torch.Tensor], LabelledContexts]],
+    metadata: dict[str, str],
+    *,
+    seed: int,
+    device: str = "cpu",
+    workers: WorkerPool = INLINE,
+) -> OwnOverOthers:
+    """Measure own over others' on the users that each parameter set was fitted without.
+
+    Args:
+        parameter_sets: Tensors of each set, named as set -1 and without calibration tables; and events of any time. Those of held-out
+            users are measured.
+        metadata: Metadata of the sets.
+        seed: Seed of the samples, the halves of the users, the others' histories and the resampling.
+        device: Device that scores.
+        workers: Pool that runs the units of work: those of `calibrate`, then blocks of events.
+    """
+    rng, max_events = np.random.default_rng(seed), -(-MAX_EVENTS // max(len(parameter_sets), 1))
+    scores = []
+    for tensors, events in parameter_sets:
+        module = _uncalibrated(tensors, metadata, device)
+        scores.append(_score_cross_fitted(module, events, rng, seed, _pool_for(module, workers), max_events))
+    return OwnOverOthers.from_scores(scores, rng)
+
+
+def measure_over_popularity(
     tensors: dict[str, torch.Tensor],
     metadata: dict[str, str],
-    all_events: LabelledContexts,
     validation_events: LabelledContexts,
     *,
     seed: int,
     device: str = "cpu",
     workers: WorkerPool = INLINE,
-) -> InformationGain:
-    """Measure the information gain with a parameter set.
+) -> OverPopularity:
+    """Measure the information over popularity with one parameter set.
 
     Args:
         tensors: Parameter set -1, fitted without the held-out users' target events, without calibration tables.
         metadata: Metadata of the parameter set.
-        all_events: Events of held-out users at any time.
-        validation_events: All users' events from the validation slice, which is later than what the set was fitted on.
-        seed: Seed of the samples, the halves of the users, the others' histories and the resampling.
-        device: Device that scores.
-        workers: Pool that runs the units of work: those of `calibrate`, then blocks of events.
+        validation_events: Events from the validation slice, which is later than what the set was fitted on.
+        seed: See `measure_own_over_others`.
+        device: See `measure_own_over_others`.
+        workers: See `measure_own_over_others`.
     """
     rng, module = np.random.default_rng(seed), _uncalibrated(tensors, metadata, device)
-    pool = workers if module.device.type == "cpu" else INLINE
-    all_scores = _score_cross_fitted(module, all_events, rng, seed, pool)
-    later_scores = _score_cross_fitted(module, validation_events, rng, seed, pool, with_draws=True)
-    return InformationGain(
-        events=len(all_scores.user),
-        users=len(np.unique(all_scores.user)),
-        own_over_others=bootstrap_mean(all_scores.own - all_scores.others, all_scores.user, rng),
-        later_events=len(later_scores.user),
-        over_popularity=bootstrap_mean(later_scores.own - later_scores.popularity, later_scores.user, rng),
-        others_over_popularity=bootstrap_mean(later_scores.others - later_scores.popularity, later_scores.user, rng),
-        expected_log_lift=float(later_scores.draw.mean()) if len(later_scores.user) else 0.0,
-        share_at_prior=float(later_scores.at_prior.mean()) if len(later_scores.user) else 1.0,
+    scores = _score_cross_fitted(module, validation_events, rng, seed, _pool_for(module, workers), with_draws=True)
+    return OverPopularity(
+        events=len(scores.user),
+        own=bootstrap_mean(scores.own - scores.popularity, scores.user, rng),
+        others=bootstrap_mean(scores.others - scores.popularity, scores.user, rng),
+        expected_log_lift=float(scores.draw.mean()) if len(scores.user) else 0.0,
+        share_at_prior=float(scores.at_prior.mean()) if len(scores.user) else 1.0,
     )
+
+
+def _pool_for(module: TranslatorModule, workers: WorkerPool) -> WorkerPool:
+    """Return the pool; on a GPU, inline."""
+    return workers if module.device.type == "cpu" else INLINE
 
 
 def score_held_out_events(
     tensors: dict[str, torch.Tensor], metadata: dict[str, str], events: LabelledContexts, *, seed: int, max_events: int
 ) -> EventScores:
-    """Score events of held-out users, as `measure_information` does, without the intervals.
+    """Score events of held-out users, as `measure_own_over_others` does.
 
     Args:
-        tensors: See `measure_information`.
-        metadata: See `measure_information`.
+        tensors: See `measure_over_popularity`.
+        metadata: See `measure_over_popularity`.
         events: Events of held-out users at any time.
-        seed: See `measure_information`.
+        seed: See `measure_own_over_others`.
         max_events: Largest number of events; more are sampled.
     """
     rng, module = np.random.default_rng(seed), _uncalibrated(tensors, metadata)

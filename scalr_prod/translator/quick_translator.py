@@ -9,7 +9,7 @@ second, and rankings are made as of the start of the third.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 
@@ -17,7 +17,13 @@ from scalr_prod.translator.calibration import CalibrationEvents, calibrate, unca
 from scalr_prod.translator.calibration_table import CalibrationLayout
 from scalr_prod.translator.data.contexts import ALL_USERS, COLD_USERS
 from scalr_prod.translator.data.training_pairs import LazyContexts, TrainingSlice
-from scalr_prod.translator.information_gain import EventScores, LabelledContexts, MeanCI, bootstrap_mean, score_held_out_events
+from scalr_prod.translator.information_gain import (
+    EventScores,
+    LabelledContexts,
+    OwnOverOthers,
+    bootstrap_mean,
+    score_held_out_events,
+)
 from scalr_prod.translator.module import TrainingModule
 from scalr_prod.translator.trainer import (
     fit_parameter_sets,
@@ -52,29 +58,6 @@ def quick_settings(settings: Settings) -> Settings:
     """Return settings of a quick translator: without the sequential estimator, which takes most of a training, and with fewer factors."""
     translator = {"estimators": _ESTIMATORS, "dim": _DIM, "pretraining_events": _PRETRAINING_EVENTS}
     return settings.with_sections(translator=translator)
-
-
-@dataclass(frozen=True)
-class OwnOverOthers:
-    """Information of users' own source histories, in nats an event.
-
-    Attributes:
-        events: Events that it was measured on.
-        users: Their users.
-        nats: The mean, with its 99 % interval.
-    """
-
-    events: int
-    users: int
-    nats: MeanCI
-
-    def describe(self) -> str:
-        """Describe the mean with its 99 % interval, in nats."""
-        return f"{self.nats.mean:+.3f} ({self.nats.low:+.3f} … {self.nats.high:+.3f})"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {**self.nats.to_json(), "events": self.events, "users": self.users}
 
 
 @dataclass(frozen=True)
@@ -152,11 +135,12 @@ class QuickTranslator:
         return scores
 
     def measure_information(self) -> OwnOverOthers:
-        """Measure the information of the held-out users' own histories over others', as training does for the quality gate."""
+        """Measure the information of the held-out users' own histories over others'.
+
+        Training measures it for the quality gate, too, on the users of all folds.
+        """
         scores = self.score_held_out(self.held_out_rows())
-        rng = np.random.default_rng(self.pairs.settings.seed)
-        nats = bootstrap_mean(scores.own - scores.others, scores.user, rng)
-        return OwnOverOthers(len(scores.user), len(np.unique(scores.user)), nats)
+        return OwnOverOthers.from_scores([scores], np.random.default_rng(self.pairs.settings.seed))
 
     def information_over(self, first: QuickTranslator) -> OwnOverOthers:
         """Measure what this translator's histories tell of the same events over those of another one.

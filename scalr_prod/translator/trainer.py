@@ -19,7 +19,7 @@ import numpy as np
 from scalr_prod.core.memory import release_memory
 from scalr_prod.errors import ScalrError, TranslatorError
 from scalr_prod.plugins import ESTIMATORS
-from scalr_prod.translator import training_budget
+from scalr_prod.translator import information_gain, training_budget
 from scalr_prod.translator.calibration import CALIBRATION_TABLES, CalibrationEvents, calibrate, uncalibrated_tables
 from scalr_prod.translator.calibration_table import CalibrationLayout
 from scalr_prod.translator.data import history_traits
@@ -27,7 +27,7 @@ from scalr_prod.translator.data.training_pairs import LazyContexts, TrainingSlic
 from scalr_prod.translator.devices import with_cpu_fallback
 from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS, popularity, scored_estimators
 from scalr_prod.translator.estimators.bundled_source import LoadedEstimators, bundle_sources
-from scalr_prod.translator.information_gain import InformationGain, LabelledContexts, measure_information
+from scalr_prod.translator.information_gain import LabelledContexts, OverPopularity, OwnOverOthers
 from scalr_prod.translator.metrics import DistributionMetrics, measure
 from scalr_prod.translator.module import TrainingModule
 from scalr_prod.translator.training_device import training_device
@@ -64,13 +64,13 @@ class FittedCalibration:
         tables: Tables by name.
         layout: Layout of the tables.
         metrics: Metrics of every component, see `measure_components`.
-        information: Information gain of source histories; None if it was not measured.
+        over_popularity: Information of source histories over popularity; None if it was not measured.
     """
 
     tables: dict[str, torch.Tensor]
     layout: CalibrationLayout
     metrics: dict[str, dict[str, DistributionMetrics]]
-    information: InformationGain | None = None
+    over_popularity: OverPopularity | None = None
 
     def weights(self) -> dict[str, dict[str, float]]:
         """Return the mixture's weights by name, for users with and without target events in training (``all``, ``held_out``)."""
@@ -267,7 +267,7 @@ def fit_calibration(
         held_out: bool [U].
         on_progress: See `fit_parameter_sets`.
         workers: Pool that runs the units.
-        with_information: Also measure the information gain of the held-out users' source histories.
+        with_information: Also measure the information over popularity.
 
     Raises:
         TranslatorError: One of the two slices is empty.
@@ -291,27 +291,60 @@ def fit_calibration(
 
     tables = with_cpu_fallback(pairs.device, tables_on)
     metrics = measure_components(settings, log, pairs, tensors | tables, rows, held_out, workers)
-    information = None
+    over_popularity = None
     if with_information:
-        held_out_rows = np.flatnonzero(log.is_label & held_out[log.target.user] & (log.target.time < end))
-        all_events, later_events = (
-            _labelled_contexts(log, pairs, log.sample_by_weight(selected, end, seed), held_out)
-            for selected in (held_out_rows, rows)
-        )
-        information = with_cpu_fallback(
+        later_events = _labelled_contexts(pairs, log.sample_by_weight(rows, end, seed), held_out)
+        over_popularity = with_cpu_fallback(
             pairs.device,
-            lambda device: measure_information(
-                tensors, metadata, all_events, later_events, seed=seed, device=device, workers=workers
+            lambda device: information_gain.measure_over_popularity(
+                tensors, metadata, later_events, seed=seed, device=device, workers=workers
             ),
         )
     on_progress(training_budget.estimate_calibration_work(len(rows)))
-    return FittedCalibration(tables, layout, metrics, information)
+    return FittedCalibration(tables, layout, metrics, over_popularity)
 
 
-def _labelled_contexts(
-    log: EventLog, pairs: TrainingSlice, rows: NDArray[np.int64], held_out: NDArray[np.bool_]
-) -> LabelledContexts:
+def measure_own_over_others(
+    settings: Settings,
+    pairs: TrainingSlice,
+    tensors: dict[str, torch.Tensor],
+    held_out: dict[int, NDArray[np.bool_]],
+    workers: WorkerPool = INLINE,
+) -> OwnOverOthers:
+    """Measure the information of own over others' histories with the parameter sets of a slice.
+
+    Args:
+        settings: The project's settings.
+        pairs: The slice.
+        tensors: Result of `fit_parameter_sets`.
+        held_out: Set number → bool [U], users whose target events did not shape it. No user is held out from two sets.
+        workers: Pool that runs the units.
+    """
+    log, end, seed = pairs.log, pairs.popularity_until, settings.translator.seed
+    parameter_sets = []
+    for number, users in held_out.items():
+        rows = np.flatnonzero(log.is_label & users[log.target.user] & (log.target.time < end))
+        events = _labelled_contexts(pairs, log.sample_by_weight(rows, end, seed), users)
+        parameter_sets.append((_only_set(tensors, number), events))
+    metadata = weights_metadata(settings, pairs, 0)
+    return with_cpu_fallback(
+        pairs.device,
+        lambda device: information_gain.measure_own_over_others(
+            parameter_sets, metadata, seed=seed, device=device, workers=workers
+        ),
+    )
+
+
+def _only_set(tensors: dict[str, torch.Tensor], number: int) -> dict[str, torch.Tensor]:
+    """Return the shared tensors, and those of one set as set -1."""
+    shared = {name: tensor for name, tensor in tensors.items() if name.startswith("shared/")}
+    own = {name.removeprefix(f"{number}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{number}/")}
+    return shared | {f"-1/{name}": tensor for name, tensor in own.items()}
+
+
+def _labelled_contexts(pairs: TrainingSlice, rows: NDArray[np.int64], held_out: NDArray[np.bool_]) -> LabelledContexts:
     """Collect the events at positions in ``log.target``."""
+    log = pairs.log
     contexts, user = LazyContexts(log, rows, pairs.source_index, pairs.target_index), log.target.user[rows]
     return LabelledContexts(contexts, contexts.labels, user, held_out[user])
 

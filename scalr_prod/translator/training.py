@@ -26,6 +26,7 @@ from scalr_prod.translator.data.event_log import EventLog, read_event_log, targe
 from scalr_prod.translator.data.training_pairs import TrainingSlice, VocabularyCoverage
 from scalr_prod.translator.devices import describe_device
 from scalr_prod.translator.estimators.bundled_source import bundle_sources
+from scalr_prod.translator.information_gain import InformationGain
 from scalr_prod.translator.registry import (
     ItemVocabulary,
     TranslatorVersion,
@@ -39,6 +40,7 @@ from scalr_prod.translator.trainer import (
     fit_calibration,
     fit_parameter_sets,
     fit_shared,
+    measure_own_over_others,
     time_quantile,
     weights_metadata,
 )
@@ -119,6 +121,8 @@ def _train(
             lambda: fit_calibration(settings, shared_before, log.sample_users(folds), done, pool, with_information=True),
             lambda: fit_parameter_sets(pairs, held_out, done, pool, shared=shared),
         )
+        folds_held_out = {fold: users for fold, users in held_out.items() if fold >= 0}
+        own_over_others = measure_own_over_others(settings, pairs, tensors, folds_held_out, pool)
         tensors |= calibrated.tables
     metrics: dict[str, Any] = {
         "slice": "validation",
@@ -129,8 +133,8 @@ def _train(
     # Like the calibration curve, of users whose target events shaped neither the parameters nor the calibration weights.
     metrics["reliability"] = [class_.to_json() for class_ in calibrated.metrics["cold"]["mixture"].reliability]
     sources = bundle_sources(settings.translator.estimators)
-    if calibrated.information is not None:
-        metrics["information"] = calibrated.information.to_json()
+    if calibrated.over_popularity is not None:
+        metrics["information"] = InformationGain(own_over_others, calibrated.over_popularity).to_json()
     manifest = {
         "fingerprint": fingerprint,
         "inputs": inputs,

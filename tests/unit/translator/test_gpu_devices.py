@@ -13,7 +13,7 @@ from scalr_prod.translator import devices, training_device
 from scalr_prod.translator.calibration import CalibrationEvents, calibrate, uncalibrated_tables
 from scalr_prod.translator.data.training_pairs import LazyContexts, TrainingSlice
 from scalr_prod.translator.estimators import attention, sequential
-from scalr_prod.translator.information_gain import LabelledContexts, measure_information
+from scalr_prod.translator.information_gain import LabelledContexts, measure_own_over_others
 from scalr_prod.translator.metrics import measure
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.trainer import fit_parameter_sets
@@ -149,8 +149,8 @@ def test_calibration_and_metrics_on_a_gpu_match_the_cpu(pairs):
         assert all(table.device.type == "cpu" for table in tables.values())
         calibrated = TranslatorModule(tensors | tables, metadata, device)
         figures = measure(calibrated, taken, contexts.labels, {"all": np.ones(len(rows), bool)})["all"]["mixture"]
-        said = measure_information(tensors, metadata, asked, asked, seed=0, device=device)
-        return tables, figures.nll, said.own_over_others.mean
+        said = measure_own_over_others([(tensors, asked)], metadata, seed=0, device=device)
+        return tables, figures.nll, said.nats.mean
 
     expected_tables, nll, information = told("cpu")
     tables, nll_there, information_there = told(GPU)

@@ -11,8 +11,16 @@ import torch
 from benchmarks.worlds import World
 from scalr_prod.config.sections import ComputeSettings, HistorySettings, TranslatorSettings
 from scalr_prod.translator.data.contexts import Contexts
+from scalr_prod.translator.data.training_pairs import TrainingSlice
 from scalr_prod.translator.information_gain import InformationGain, swap_histories
-from scalr_prod.translator.trainer import calibration_slice, fit_calibration, fit_shared, time_quantile
+from scalr_prod.translator.trainer import (
+    calibration_slice,
+    fit_calibration,
+    fit_parameter_sets,
+    fit_shared,
+    measure_own_over_others,
+    time_quantile,
+)
 
 LEAN = {"estimators": ("popularity", "frequency", "linear")}
 
@@ -57,8 +65,12 @@ def information(world: World, **options) -> InformationGain:
     )
     log = world.make().log(length=20, folds=3)
     begin, end = time_quantile(log.label_times(), 0.9), int(log.target.time.max()) + 1
-    (shared,) = fit_shared([calibration_slice(settings, log, begin, end)])
-    return fit_calibration(settings, shared, log.fold == 0, lambda _: None, with_information=True).information
+    pairs = TrainingSlice.from_log(log, end, settings.translator)
+    shared_before, shared = fit_shared([calibration_slice(settings, log, begin, end), pairs])
+    calibrated = fit_calibration(settings, shared_before, log.sample_users(3), lambda _: None, with_information=True)
+    held_out = {fold: log.fold == fold for fold in range(3)}
+    tensors = fit_parameter_sets(pairs, held_out, lambda _: None, shared=shared)
+    return InformationGain(measure_own_over_others(settings, pairs, tensors, held_out), calibrated.over_popularity)
 
 
 @pytest.mark.long
@@ -66,8 +78,8 @@ def information(world: World, **options) -> InformationGain:
 def test_a_tenth_of_a_nat_is_significant_and_reproducible():
     world = World(signal=0.2, users=1_500, topics=8, source_items=64, target_items=64)  # .11 nats for the oracle
     found = information(world)
-    assert found.own_over_others.low > 0.02
-    assert found.over_popularity.high > 0 > found.others_over_popularity.low
+    assert found.own_over_others.nats.low > 0.02
+    assert found.over_popularity.own.high > 0 > found.over_popularity.others.low
     assert found.to_json() == information(world).to_json()
 
 
@@ -76,5 +88,5 @@ def test_users_in_the_training_data_are_excluded():
     """Users repeat themselves, and source and target have nothing to do with each other: parameters know users by their source."""
     world = World(signal=0.0, repeats=0.5, users=800, topics=10, source_items=300, target_items=300)
     found = information(world)
-    assert found.own_over_others.low < 0.001
-    assert found.own_over_others.high < 0.05
+    assert found.own_over_others.nats.low < 0.001
+    assert found.own_over_others.nats.high < 0.05

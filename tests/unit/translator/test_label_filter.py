@@ -131,7 +131,7 @@ def test_metrics_and_information_gain_ignore_repeats():
     found = judged(exclude_consumed=True)
     assert found.new < 0.8 * found.events
     assert found.calibrated.metrics["all"]["mixture"].events == found.new
-    assert found.calibrated.information.later_events <= found.new
+    assert found.calibrated.over_popularity.events <= found.new
     every = judged(exclude_consumed=False)
     assert every.calibrated.metrics["all"]["mixture"].events == every.events
 
