@@ -236,11 +236,7 @@ def _append_rows(build: TableBuild, session: _Session, added: NewEvents, tell: C
 
 def _replace_rows(build: TableBuild, session: _Session, tell: Callable[[int], None]) -> None:
     written = write_all_rows(build, session.db, session.folder, tell=tell)
-    try:
-        build.lake.replace_with_files(build.table, written.files, **_commit(build, written.known_until))
-    except CommitFailed:
-        build.lake.remove_files(build.table, written.files)
-        raise
+    build.lake.replace_with_files(build.table, written.files, **_commit(build, written.known_until))
 
 
 def _commit(build: TableBuild, known_until: int | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from scalr_prod.core.delta_log import arrow_schema
 from scalr_prod.core.partitioned import rebatch
 from scalr_prod.core.timestamps import micros_to_datetime
-from scalr_prod.errors import BadValue, CommitFailed
+from scalr_prod.errors import BadValue
 from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, combine_filters, create_temp_table, scan_table
 from scalr_prod.ingest.sort_by_time import SORT_COLUMNS, iter_sorted_batches, write_sorted_file
 from scalr_prod.lake import retry_on_new_version
@@ -272,11 +272,7 @@ class AppendMissing:
                 # The table may have changed after `version` was read: the compared version is known to hold the whole log.
                 return CommitSummary(0, 0, self._compared)
             files = self._write_files(count)
-            try:
-                committed = self.lake.append_files(self.table, files, key=commit_key(), expected_version=version)
-            except CommitFailed:
-                self.lake.remove_files(self.table, files)
-                raise
+            committed = self.lake.append_files(self.table, files, key=commit_key(), expected_version=version)
             return CommitSummary(self._rows, 0, committed.version)
 
         return retry_on_new_version(self.lake, self.table, add)

@@ -261,13 +261,24 @@ class Lake(TableStore):
         metadata: CommitMetadata = NO_METADATA,
         opened: DeltaTable | None = None,
     ) -> CommitResult:
-        """Replace the whole table with files of `write_file`, in one commit, once per key; other arguments as for `append`."""
-        write = _files_write(files, "overwrite", expected_version)
-        return commit_once(self, table, key, write, expected_version=expected_version, metadata=metadata, opened=opened)
+        """Replace the whole table with files of `write_file`, in one commit, once per key; other arguments as for `append`.
 
-    def append_files(self, table: Table, files: Iterable[TableFile], *, key: str, expected_version: int) -> CommitResult:
-        """Append files of `write_file`, in one commit, once per key; other arguments as for `append`."""
-        return commit_once(self, table, key, _files_write(files, "append", expected_version), expected_version=expected_version)
+        Raises:
+            CommitFailed: Nothing changed. The files are removed.
+        """
+        return self._commit_files(table, files, "overwrite", key, expected_version, metadata=metadata, opened=opened)
+
+    def append_files(
+        self,
+        table: Table,
+        files: Iterable[TableFile],
+        *,
+        key: str,
+        expected_version: int,
+        opened: DeltaTable | None = None,
+    ) -> CommitResult:
+        """Append files of `write_file`, in one commit, once per key; see `replace_with_files`."""
+        return self._commit_files(table, files, "append", key, expected_version, opened=opened)
 
     def replace_window(
         self,
@@ -279,10 +290,20 @@ class Lake(TableStore):
         key: str,
         expected_version: int | None = None,
         opened: DeltaTable | None = None,
+        write_files: Callable[[], Sequence[TableFile]] | None = None,
     ) -> CommitResult:
         """Replace the rows with ``start <= event_timestamp < end`` in one commit, once per key.
 
-        ``expected_version`` and ``opened`` as for `append`.
+        Args:
+            table: Which table.
+            rows: A table, or a reader that is streamed.
+            start: The window's first instant.
+            end: The instant after its last.
+            key: See `append`.
+            expected_version: See `append`.
+            opened: See `append`.
+            write_files: Writes the same rows to files of `write_file`, which take the place of ``rows`` where no row has to be replaced, or
+                all of the table's.
 
         Raises:
             CommitFailed: Nothing changed: a row lies outside the window, another writer won, or the disk is full.
@@ -294,6 +315,9 @@ class Lake(TableStore):
             # overwrite. Both are safe, because the commit lands on this version or fails.
             if opened.version() == expected_version:
                 is_empty, covers_table = is_window_empty(opened, start, end), is_table_within(opened, start, end)
+                if (is_empty or covers_table) and write_files is not None:
+                    mode: Literal["append", "overwrite"] = "append" if is_empty else "overwrite"
+                    return self._commit_files(table, write_files(), mode, key, expected_version, opened=opened)
                 if is_empty or covers_table:
                     write, inside = self.append if is_empty else self.replace, checked_window(rows, start, end)
                     return write(table, inside, key=key, expected_version=expected_version, opened=opened)
@@ -420,6 +444,30 @@ class Lake(TableStore):
         millis = next((entry["timestamp"] for entry in entries if entry.get("version") == version), None)
         return None if millis is None else datetime.fromtimestamp(millis / 1000, UTC)
 
+    def _commit_files(
+        self,
+        table: Table,
+        files: Iterable[TableFile],
+        mode: Literal["append", "overwrite"],
+        key: str,
+        expected_version: int,
+        **commit: Any,
+    ) -> CommitResult:
+        """Commit files on top of a version of a table, or remove them; other keyword arguments go to `commit_once`."""
+        files = list(files)
+        actions: list[Any] = [file.to_add_action() for file in files]
+
+        def write(delta: DeltaTable, properties: CommitProperties) -> None:
+            properties.max_commit_retries = 0  # else the commit may land on top of another writer's
+            delta.create_write_transaction(actions, mode, delta.schema(), commit_properties=properties)
+            delta.load_as_version(expected_version + 1)  # Delta leaves the opened table at the version before
+
+        try:
+            return commit_once(self, table, key, write, expected_version=expected_version, **commit)
+        except CommitFailed:
+            self.remove_files(table, files)
+            raise
+
     def _write(
         self,
         table: Table,
@@ -446,20 +494,6 @@ class Lake(TableStore):
             )
 
         return commit_once(self, table, key, write, **commit)
-
-
-def _files_write(
-    files: Iterable[TableFile], mode: Literal["append", "overwrite"], expected_version: int
-) -> Callable[[DeltaTable, CommitProperties], None]:
-    """Return what commits files on top of a version of a table."""
-    actions: list[Any] = [file.to_add_action() for file in files]
-
-    def write(delta: DeltaTable, properties: CommitProperties) -> None:
-        properties.max_commit_retries = 0  # else the commit may land on top of another writer's
-        delta.create_write_transaction(actions, mode, delta.schema(), commit_properties=properties)
-        delta.load_as_version(expected_version + 1)  # Delta leaves the opened table at the version before
-
-    return write
 
 
 def _writer_properties() -> WriterProperties:

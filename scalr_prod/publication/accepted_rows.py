@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's accepted rows: the audited files, without erased users and items."""
+"""A run's accepted rows: the audited files, without erased users and items, as a stream or as files of a table."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import uuid
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.compute import SharedFiles, ShuffleFolder, open_executor, shuffle_folder
+from scalr_prod.core.delta_log import arrow_schema
 from scalr_prod.core.hashing import file_sha256
-from scalr_prod.errors import PublicationError
+from scalr_prod.errors import CommitFailed, PublicationError
 from scalr_prod.ledger import run_folder
 from scalr_prod.publication.regions import REWRITE_SCAN_OPTIONS
 from scalr_prod.schemas import ITEM_ID, USER_ID
@@ -18,9 +23,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+    from deltalake import DeltaTable
 
+    from scalr_prod.compute import Executor
     from scalr_prod.config import Settings
+    from scalr_prod.lake import Lake, TableFile
+    from scalr_prod.schemas import Table
     from scalr_prod.workspace import Canary, SuppressedKind
+
+
+#: Processor time of a task that reads and writes a row.
+_SECONDS_PER_ROW: Final = 2e-6
 
 
 def accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
@@ -60,6 +73,76 @@ def stream_accepted_rows(files: Sequence[Path], schema: pa.Schema, canary: Canar
     for batch in dataset.to_batches(fragment_scan_options=options, **REWRITE_SCAN_OPTIONS):
         rows = batch if canary is None or not len(batch) else batch.filter(canary.membership_mask(batch.column(USER_ID)))
         yield rows.cast(schema)
+
+
+@dataclass(frozen=True)
+class _WriteJob:
+    """What every task needs to know; ``commit_id`` is what the names of all files have in common."""
+
+    lake: Lake
+    table: Table
+    schema: pa.Schema
+    commit_id: str
+    accepted: SharedFiles
+
+
+def write_accepted_rows(
+    settings: Settings, lake: Lake, table: Table, run_id: str, files: Sequence[Path], *, opened: DeltaTable
+) -> list[TableFile]:
+    """Write the rows of accepted files to files of a table that no commit names yet, each in a task.
+
+    Args:
+        settings: The project's settings.
+        lake: The project's lake.
+        table: Which table; its columns are taken from the rows.
+        run_id: The run.
+        files: The accepted files.
+        opened: The opened table.
+
+    Raises:
+        CommitFailed: A file cannot be written; none is left.
+        ComputeError: A task failed; no file is left.
+    """
+    import pyarrow.parquet as pq
+
+    work_s = sum(pq.read_metadata(path).num_rows for path in files) * _SECONDS_PER_ROW
+    written: list[tuple[int, TableFile | None]] = []
+    try:
+        with (
+            open_executor(settings, None, tasks=len(files), work_s=work_s, stage="publish", run_id=run_id) as executor,
+            _share(lake, table, files, executor) as accepted,
+        ):
+            job = _WriteJob(lake, table, arrow_schema(opened), str(uuid.uuid4()), accepted)
+            written.extend(executor.map(_write_file, ((job, number) for number in range(len(files)))))
+    except BaseException as error:
+        lake.remove_files(table, _in_order(written))
+        if isinstance(error, OSError):
+            raise CommitFailed(
+                f"nothing was written: {error}", where=lake.uri(table), next_step="fix the cause and run the command again"
+            ) from error
+        raise
+    return _in_order(written)
+
+
+def _in_order(written: list[tuple[int, TableFile | None]]) -> list[TableFile]:
+    return [file for _, file in sorted(written, key=lambda one: one[0]) if file is not None]
+
+
+@contextmanager
+def _share(lake: Lake, table: Table, files: Sequence[Path], executor: Executor) -> Iterator[SharedFiles]:
+    """Yield the files where tasks read them: in place on this machine, else copied to the table's folder."""
+    if executor.is_local:
+        yield SharedFiles(ShuffleFolder(str(files[0].parent) if files else ""), [path.name for path in files])
+        return
+    with shuffle_folder(lake.uri(table), lake.storage_options) as folder:
+        yield SharedFiles(folder, [folder.put(path) for path in files])
+
+
+def _write_file(_connection: Any, job: _WriteJob, number: int) -> tuple[int, TableFile | None]:
+    """Task: write the rows of one accepted file."""
+    with job.accepted.folder.open_local_files([job.accepted.paths[number]]) as files:
+        rows = stream_accepted_rows(files, job.schema, None)
+        return number, job.lake.write_file(job.table, rows, job.schema, number=number, commit_id=job.commit_id)
 
 
 def count_accepted_rows(files: Sequence[Path], canary: Canary) -> int:

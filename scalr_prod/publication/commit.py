@@ -23,6 +23,7 @@ from scalr_prod.publication.accepted_rows import (
     count_accepted_rows,
     ensure_no_erased_ids,
     stream_accepted_rows,
+    write_accepted_rows,
 )
 from scalr_prod.publication.provenance import write_provenance
 from scalr_prod.publication.regions import RegionRows, ViewRegion, count_rows_by_run, published_region, stream_rows
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
     from scalr_prod.config import Settings
+    from scalr_prod.lake import TableFile
     from scalr_prod.ledger import Lease, Ledger, Publication, RunSpec
 
 
@@ -267,12 +269,15 @@ def _commit_run(settings: Settings, run: RunInView, canary: Canary | None, live:
     users = frozenset[Canary]() if canary is None else frozenset({canary})
     rows = rows if canary is None else count_accepted_rows(files, canary)
     if settings.publication.provenance == "separate":  # before the events: whoever reads an event finds its provenance
-        write_provenance(run.lake, run.run_id, files)
+        write_provenance(settings, run.lake, run.run_id, files)
     region = ViewRegion(spec.start, spec.end, users)
     other_regions = [ViewRegion(spec.start, spec.end, excluded_canaries=users)] if users else []
 
     if set(SOURCE_COLUMNS) <= set(arrow_schema(run.view).names):
         logger.warning("the feature view still has the source columns of an earlier package version: scalr maintain moves them")
+
+    def write_files() -> list[TableFile]:
+        return write_accepted_rows(settings, run.lake, _VIEW, run.run_id, files, opened=run.view)
 
     def attempt(version: int) -> tuple[Publication, CommitResult]:
         run.ensure_enabled()
@@ -287,7 +292,14 @@ def _commit_run(settings: Settings, run: RunInView, canary: Canary | None, live:
         run.lease.check()
         reader = _rows_to_commit(run, files, canary, [RegionRows(version, other) for other in other_regions])
         commit = run.lake.replace_window(
-            _VIEW, reader, start=spec.start, end=spec.end, key=intent.key, expected_version=version, opened=run.view
+            _VIEW,
+            reader,
+            start=spec.start,
+            end=spec.end,
+            key=intent.key,
+            expected_version=version,
+            opened=run.view,
+            write_files=None if users else write_files,
         )
         return intent, commit
 

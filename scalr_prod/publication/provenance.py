@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.delta_log import arrow_schema, files_in_key_range
 from scalr_prod.lake import retry_on_new_version
-from scalr_prod.publication.accepted_rows import stream_accepted_rows
+from scalr_prod.publication.accepted_rows import stream_accepted_rows, write_accepted_rows
 from scalr_prod.schemas import EVENT_ID, ITEM_ID, SOURCE_COLUMNS, USER_ID, Table, id_type_of, table_schema
 from scalr_prod.workspace import open_duckdb, quote_literal, staging_folder
 
@@ -36,7 +36,7 @@ _VIEW: Final = Table.SYNTHETIC_TARGET_EVENTS
 _PROVENANCE: Final = Table.SYNTHETIC_EVENT_PROVENANCE
 
 
-def write_provenance(lake: Lake, run_id: str, files: Sequence[Path]) -> None:
+def write_provenance(settings: Settings, lake: Lake, run_id: str, files: Sequence[Path]) -> None:
     """Replace a run's provenance by that of all rows in its accepted files, in one commit.
 
     Raises:
@@ -48,14 +48,15 @@ def write_provenance(lake: Lake, run_id: str, files: Sequence[Path]) -> None:
     schema = arrow_schema(table)
 
     def write(version: int) -> None:
-        reader = pa.RecordBatchReader.from_batches(schema, stream_accepted_rows(files, schema, None))
         options: dict[str, Any] = {"key": _commit_key(run_id), "expected_version": version, "opened": table}
         lake.refresh(_PROVENANCE, table)
         # Delta takes longer to plan a replacement than to write 10 000 rows.
         if files_in_key_range(table, "run_id", run_id, run_id):
+            reader = pa.RecordBatchReader.from_batches(schema, stream_accepted_rows(files, schema, None))
             lake.replace_where(_PROVENANCE, reader, _run_sql([run_id]), **options)
         else:
-            lake.append(_PROVENANCE, reader, **options)
+            written = write_accepted_rows(settings, lake, _PROVENANCE, run_id, files, opened=table)
+            lake.append_files(_PROVENANCE, written, **options)
 
     retry_on_new_version(lake, _PROVENANCE, write)
 

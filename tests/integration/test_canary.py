@@ -305,7 +305,7 @@ import os, sys
 from scalr_prod.config.settings import load_settings
 from scalr_prod.lake import Lake
 from scalr_prod.ledger.publications import PublicationRepository
-from scalr_prod.publication import canary, commit
+from scalr_prod.publication import accepted_rows, canary, commit
 
 work, point, config, run_id = sys.argv[1:]
 
@@ -323,7 +323,7 @@ read = commit.stream_accepted_rows
 if point == "before the commit":
     Lake.replace_window = Lake.replace_where = Lake.delete = die
 elif point == "within the commit":
-    commit.stream_accepted_rows = half
+    commit.stream_accepted_rows = accepted_rows.stream_accepted_rows = half
 elif point == "before the confirmation":
     PublicationRepository.confirm = PublicationRepository.record_rollback = die
 settings = load_settings(config)

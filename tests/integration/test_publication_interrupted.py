@@ -30,7 +30,7 @@ def project(tmp_path) -> Handmade:
 KILLED = """
 import os, sys
 from scalr_prod import publication
-from scalr_prod.publication import commit, provenance
+from scalr_prod.publication import accepted_rows, commit
 from scalr_prod.lake import Lake
 from scalr_prod.ledger.leases import LeaseRepository
 from scalr_prod.ledger.publications import PublicationRepository
@@ -51,19 +51,26 @@ def half(run, files, canary, kept):
         die()
     return pa.RecordBatchReader.from_batches(schema, batches())
 
-def half_of_provenance(files, schema, canary):
+def half_of(is_provenance):
     import pyarrow.parquet as pq
-    yield from pq.read_table(files[0]).select(schema.names).cast(schema).slice(0, 50).to_batches()
-    die()
+    whole = accepted_rows.stream_accepted_rows
+    def rows(files, schema, canary):
+        if ("source_item_id" in schema.names) is not is_provenance:
+            yield from whole(files, schema, canary)
+            return
+        yield from pq.read_table(files[0]).select(schema.names).cast(schema).slice(0, 50).to_batches()
+        die()
+    return rows
 
 if point == "within the provenance":
-    provenance.stream_accepted_rows = half_of_provenance
+    accepted_rows.stream_accepted_rows = half_of(is_provenance=True)
 elif point == "before the intent":
     PublicationRepository.record_intent = die
 elif point == "before the commit":
     Lake.replace_window = Lake.delete = die
 elif point == "within the commit":
     commit._rows_to_commit = half
+    accepted_rows.stream_accepted_rows = half_of(is_provenance=False)
 elif point == "before the confirmation":
     PublicationRepository.confirm = PublicationRepository.record_rollback = die
 elif point == "before the lease is given back":

@@ -219,13 +219,13 @@ class Handmade:
             pq.write_table(table, folder / f"part-{part:05d}.parquet")
         return folder
 
-    def accepted(self, **plan: Any) -> RunSpec:
+    def accepted(self, parts: int = 1, **plan: Any) -> RunSpec:
         """A run as the gate leaves it when every row passed, without the gate's time."""
         spec = self.run(**plan)
         folder = run_folder(self.settings.home, spec.run_id)
         schema = generated_event_schema(**IDS)
         rows = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "candidates").glob("*"))]).cast(schema)
-        files = write_accepted(folder, rows)
+        files = write_accepted(folder, rows, parts)
         report = GateReport(spec.run_id, True, "strict", rows.num_rows, rows.num_rows, 0, [], files=files)  # noqa: FBT003
         (folder / "gate.json").write_text(json.dumps({"inputs": {}, "report": report.to_json()}))
         with Ledger.open(self.settings) as ledger:
@@ -247,11 +247,12 @@ class Handmade:
         return frame.sort_values(["user_id", "event_timestamp", "item_id"], ignore_index=True)
 
 
-def write_accepted(folder: Path, rows: pa.Table) -> list[dict[str, Any]]:
+def write_accepted(folder: Path, rows: pa.Table, parts: int = 1) -> list[dict[str, Any]]:
     """Make rows the accepted ones of a run; gives the files as a gate's report has them."""
-    path = folder / "rows.parquet"
-    pq.write_table(rows, path)
-    return move_accepted(folder, [path])
+    size, paths = -(-len(rows) // parts), [folder / f"rows-{part}.parquet" for part in range(parts)]
+    for part, path in enumerate(paths):
+        pq.write_table(rows.slice(part * size, size), path)
+    return move_accepted(folder, paths)
 
 
 def in_processes(work: Callable[..., Any], arguments: list[tuple]) -> list[Any]:
