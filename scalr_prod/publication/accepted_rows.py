@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 #: Processor time of a task that reads and writes a row.
-_SECONDS_PER_ROW: Final = 2e-6
+_SECONDS_PER_ROW: Final = 1e-6
 
 
 def accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:

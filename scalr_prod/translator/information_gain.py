@@ -5,10 +5,10 @@ Both measurements use users whose target events did not shape the parameters, wi
 
 - *own over others'*: the log-probability of the chosen item given the user's own history, minus that given the histories of other users
   who chose at about the same time. If the two logs are independent, the expected difference is 0, whatever else the mixture knows about
-  popularity or time. Therefore events of the whole training period can be used: having seen the period helps both sides equally. Each
-  fold's users are measured with the fold's parameter set, so that all common users count. Two users of different folds are then compared
-  twice, once in the measurement of each: without information, this doubles the mean's variance at most. Therefore the interval is √2
-  times as wide as the bootstrap's.
+  popularity or time. Therefore events of the whole training period can be used: having seen the period helps both sides equally. A
+  fold's users are measured with the fold's parameter set. If one fold has few events, all folds are measured, so that all common users
+  count. Two users of different folds are then compared twice, once in the measurement of each: without information, this doubles the
+  mean's variance at most. Therefore the interval is √2 times as wide as the bootstrap's.
 - *over popularity*: the log-probability of the chosen item by the mixture, minus that by popularity at the time. It is measured only on
   the validation slice, which is later than all training data, because a mixture fitted on later events would beat popularity even without
   a history. The same difference is reported with others' histories.
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 #: Maximum number of events, number of other users' histories per event, and number of bootstrap resamples.
 MAX_EVENTS: Final = 4_000
 HISTORY_SWAPS: Final = 2
+#: Events of one fold that are enough: the other folds are not measured.
+ENOUGH_EVENTS: Final = 3_000
 BOOTSTRAP_RESAMPLES: Final = 2_000
 #: Another user's history is taken from at most this many events before or after, in order of time; number of attempts to find one.
 _NEIGHBOURS: Final = 50
@@ -200,21 +202,23 @@ def measure_own_over_others(
     device: str = "cpu",
     workers: WorkerPool = INLINE,
 ) -> OwnOverOthers:
-    """Measure own over others' on the users that each parameter set was fitted without.
+    """Measure own over others' on the users that the first parameter set was fitted without; if they are few, of every set.
 
     Args:
-        parameter_sets: Tensors of each set, named as set -1 and without calibration tables; and events of any time. Those of held-out
-            users are measured.
+        parameter_sets: Tensors of each set, named as set -1 and without calibration tables; and events of any time. At most `MAX_EVENTS`
+            of held-out users are measured.
         metadata: Metadata of the sets.
         seed: Seed of the samples, the halves of the users, the others' histories and the resampling.
         device: Device that scores.
         workers: Pool that runs the units of work: those of `calibrate`, then blocks of events.
     """
-    rng, max_events = np.random.default_rng(seed), -(-MAX_EVENTS // max(len(parameter_sets), 1))
-    scores = []
+    rng = np.random.default_rng(seed)
+    scores: list[EventScores] = []
     for tensors, events in parameter_sets:
+        if scores and len(scores[0].user) >= ENOUGH_EVENTS:
+            break
         module = _uncalibrated(tensors, metadata, device)
-        scores.append(_score_cross_fitted(module, events, rng, seed, _pool_for(module, workers), max_events))
+        scores.append(_score_cross_fitted(module, events, rng, seed, _pool_for(module, workers)))
     return OwnOverOthers.from_scores(scores, rng)
 
 
