@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scalr_prod.lake.exclusive_commits import check_exclusive_commits
     from scalr_prod.lake.table_files import TableFile, commit_id_of
     from scalr_prod.lake.tables import Lake
-    from scalr_prod.lake.time_windows import files_in_window, window_sql
+    from scalr_prod.lake.time_windows import checked_window, files_in_window, window_sql
 
 __all__ = [
     "CORRECTION_APP_ID",
@@ -37,6 +37,7 @@ __all__ = [
     "TableFile",
     "check_domains",
     "check_exclusive_commits",
+    "checked_window",
     "commit_id_of",
     "commit_record",
     "corrections_since",
@@ -65,6 +66,7 @@ __getattr__ = lazy_exports(
         "corrections_since": "corrections",
         "domain_description": "binding",
         "check_exclusive_commits": "exclusive_commits",
+        "checked_window": "time_windows",
         "files_in_window": "time_windows",
         "open_project_lake": "binding",
         "project_description": "binding",

@@ -19,7 +19,7 @@ from scalr_prod.lake.commits import (
 from scalr_prod.lake.exclusive_commits import check_exclusive_commits
 from scalr_prod.lake.storage import TableStore, flatten_message
 from scalr_prod.lake.table_files import ROW_GROUP_ROWS, TableFile, remove_table_files, write_table_file
-from scalr_prod.lake.time_windows import checked_window, is_table_within, is_window_empty, window_sql
+from scalr_prod.lake.time_windows import checked_window, window_sql, window_write_mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -290,20 +290,10 @@ class Lake(TableStore):
         key: str,
         expected_version: int | None = None,
         opened: DeltaTable | None = None,
-        write_files: Callable[[], Sequence[TableFile]] | None = None,
     ) -> CommitResult:
         """Replace the rows with ``start <= event_timestamp < end`` in one commit, once per key.
 
-        Args:
-            table: Which table.
-            rows: A table, or a reader that is streamed.
-            start: The window's first instant.
-            end: The instant after its last.
-            key: See `append`.
-            expected_version: See `append`.
-            opened: See `append`.
-            write_files: Writes the same rows to files of `write_file`, which take the place of ``rows`` where no row has to be replaced, or
-                all of the table's.
+        ``expected_version`` and ``opened`` as for `append`.
 
         Raises:
             CommitFailed: Nothing changed: a row lies outside the window, another writer won, or the disk is full.
@@ -311,19 +301,49 @@ class Lake(TableStore):
         """
         if expected_version is not None:
             opened = self.open_current(table, opened)
-            # Delta takes longer to plan a replacement than to write 10 000 rows. If the window is empty, append; if it covers the table,
-            # overwrite. Both are safe, because the commit lands on this version or fails.
-            if opened.version() == expected_version:
-                is_empty, covers_table = is_window_empty(opened, start, end), is_table_within(opened, start, end)
-                if (is_empty or covers_table) and write_files is not None:
-                    mode: Literal["append", "overwrite"] = "append" if is_empty else "overwrite"
-                    return self._commit_files(table, write_files(), mode, key, expected_version, opened=opened)
-                if is_empty or covers_table:
-                    write, inside = self.append if is_empty else self.replace, checked_window(rows, start, end)
-                    return write(table, inside, key=key, expected_version=expected_version, opened=opened)
+            # Delta takes longer to plan a replacement than to write 10 000 rows.
+            mode = window_write_mode(opened, start, end) if opened.version() == expected_version else None
+            if mode is not None:
+                write, inside = self.append if mode == "append" else self.replace, checked_window(rows, start, end)
+                return write(table, inside, key=key, expected_version=expected_version, opened=opened)
         return self.replace_where(
             table, rows, window_sql(start, end), key=key, expected_version=expected_version, opened=opened
         )
+
+    def replace_window_with_files(
+        self,
+        table: Table,
+        write_files: Callable[[], Sequence[TableFile]],
+        *,
+        start: datetime,
+        end: datetime,
+        key: str,
+        expected_version: int,
+        opened: DeltaTable,
+    ) -> CommitResult | None:
+        """Replace a window's rows with files of `write_file`, as `replace_window` does.
+
+        Args:
+            table: Which table.
+            write_files: Writes the files.
+            start: The window's first instant.
+            end: The instant after its last.
+            key: See `append`.
+            expected_version: See `append`.
+            opened: See `append`.
+
+        Returns:
+            The commit; None if only some of the table's rows would have to go, which a commit of files cannot do. Nothing is written then.
+
+        Raises:
+            CommitFailed: See `replace_with_files`.
+            CommitOutcomeUnknown: See `replace_window`.
+        """
+        opened = self.open_current(table, opened)
+        mode = window_write_mode(opened, start, end) if opened.version() == expected_version else None
+        if mode is None:
+            return None
+        return self._commit_files(table, write_files(), mode, key, expected_version, opened=opened)
 
     def replace_where(
         self,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from scalr_prod.core.delta_log import file_time_bounds, files_in_time_range
 from scalr_prod.core.timestamps import to_micros
@@ -28,15 +28,17 @@ def files_in_window(table: DeltaTable, start: datetime, end: datetime) -> frozen
     return files_in_time_range(table, EVENT_TIMESTAMP, to_micros(start), to_micros(end) - 1)
 
 
-def is_window_empty(table: DeltaTable, start: datetime, end: datetime) -> bool:
-    """Return whether the log's statistics rule out that a window holds rows."""
-    return not files_in_window(table, start, end)
+def window_write_mode(table: DeltaTable, start: datetime, end: datetime) -> Literal["append", "overwrite"] | None:
+    """Return how a window can be replaced without a query, by the log's statistics; None: only some of the table's rows have to go.
 
-
-def is_table_within(table: DeltaTable, start: datetime, end: datetime) -> bool:
-    """Return whether the log's statistics rule out rows outside a window."""
+    A window without rows is appended to; a table without rows outside of the window is overwritten. Both are safe if the commit lands on
+    this version of the table or fails.
+    """
+    if not files_in_window(table, start, end):
+        return "append"
     low, high = to_micros(start), to_micros(end) - 1
-    return all(low <= first and last <= high for first, last in file_time_bounds(table, EVENT_TIMESTAMP).values())
+    bounds = file_time_bounds(table, EVENT_TIMESTAMP).values()
+    return "overwrite" if all(low <= first and last <= high for first, last in bounds) else None
 
 
 def checked_window(rows: pa.Table | pa.RecordBatchReader, start: datetime, end: datetime) -> pa.RecordBatchReader:

@@ -13,13 +13,15 @@ from scalr_prod.compute import SharedFiles, ShuffleFolder, open_executor, shuffl
 from scalr_prod.core.delta_log import arrow_schema
 from scalr_prod.core.hashing import file_sha256
 from scalr_prod.errors import CommitFailed, PublicationError
+from scalr_prod.lake import checked_window
 from scalr_prod.ledger import run_folder
 from scalr_prod.publication.regions import REWRITE_SCAN_OPTIONS
 from scalr_prod.schemas import ITEM_ID, USER_ID
 from scalr_prod.workspace import SuppressionList
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from datetime import datetime
     from pathlib import Path
 
     import pyarrow as pa
@@ -76,7 +78,7 @@ def stream_accepted_rows(files: Sequence[Path], schema: pa.Schema, canary: Canar
 
 
 @dataclass(frozen=True)
-class _WriteJob:
+class _FilesToWrite:
     """What every task needs to know; ``commit_id`` is what the names of all files have in common."""
 
     lake: Lake
@@ -84,23 +86,32 @@ class _WriteJob:
     schema: pa.Schema
     commit_id: str
     accepted: SharedFiles
+    window: tuple[datetime, datetime] | None
 
 
 def write_accepted_rows(
-    settings: Settings, lake: Lake, table: Table, run_id: str, files: Sequence[Path], *, opened: DeltaTable
+    settings: Settings,
+    run_id: str,
+    files: Sequence[Path],
+    *,
+    lake: Lake,
+    table: Table,
+    opened: DeltaTable,
+    window: tuple[datetime, datetime] | None = None,
 ) -> list[TableFile]:
     """Write the rows of accepted files to files of a table that no commit names yet, each in a task.
 
     Args:
         settings: The project's settings.
-        lake: The project's lake.
-        table: Which table; its columns are taken from the rows.
         run_id: The run.
         files: The accepted files.
+        lake: The project's lake.
+        table: Which table; its columns are taken from the rows.
         opened: The opened table.
+        window: The first instant of the rows, and the one after the last; None: not checked.
 
     Raises:
-        CommitFailed: A file cannot be written; none is left.
+        CommitFailed: A file cannot be written, or a row is outside of the window; no file is left.
         ComputeError: A task failed; no file is left.
     """
     import pyarrow.parquet as pq
@@ -112,11 +123,11 @@ def write_accepted_rows(
             open_executor(settings, None, tasks=len(files), work_s=work_s, stage="publish", run_id=run_id) as executor,
             _share(lake, table, files, executor) as accepted,
         ):
-            job = _WriteJob(lake, table, arrow_schema(opened), str(uuid.uuid4()), accepted)
+            job = _FilesToWrite(lake, table, arrow_schema(opened), str(uuid.uuid4()), accepted, window)
             written.extend(executor.map(_write_file, ((job, number) for number in range(len(files)))))
     except BaseException as error:
         lake.remove_files(table, _in_order(written))
-        if isinstance(error, OSError):
+        if isinstance(error, OSError | ValueError):
             raise CommitFailed(
                 f"nothing was written: {error}", where=lake.uri(table), next_step="fix the cause and run the command again"
             ) from error
@@ -138,10 +149,14 @@ def _share(lake: Lake, table: Table, files: Sequence[Path], executor: Executor) 
         yield SharedFiles(folder, [folder.put(path) for path in files])
 
 
-def _write_file(_connection: Any, job: _WriteJob, number: int) -> tuple[int, TableFile | None]:
+def _write_file(_connection: Any, job: _FilesToWrite, number: int) -> tuple[int, TableFile | None]:
     """Task: write the rows of one accepted file."""
+    import pyarrow as pa
+
     with job.accepted.folder.open_local_files([job.accepted.paths[number]]) as files:
-        rows = stream_accepted_rows(files, job.schema, None)
+        rows: Iterable[pa.RecordBatch] = stream_accepted_rows(files, job.schema, None)
+        if job.window is not None:
+            rows = checked_window(pa.RecordBatchReader.from_batches(job.schema, rows), *job.window)
         return number, job.lake.write_file(job.table, rows, job.schema, number=number, commit_id=job.commit_id)
 
 

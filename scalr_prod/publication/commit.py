@@ -11,7 +11,7 @@ import logging
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from scalr_prod.core.delta_log import arrow_schema
 from scalr_prod.core.jsonable import Jsonable
@@ -277,7 +277,8 @@ def _commit_run(settings: Settings, run: RunInView, canary: Canary | None, live:
         logger.warning("the feature view still has the source columns of an earlier package version: scalr maintain moves them")
 
     def write_files() -> list[TableFile]:
-        return write_accepted_rows(settings, run.lake, _VIEW, run.run_id, files, opened=run.view)
+        window = (spec.start, spec.end)
+        return write_accepted_rows(settings, run.run_id, files, lake=run.lake, table=_VIEW, opened=run.view, window=window)
 
     def attempt(version: int) -> tuple[Publication, CommitResult]:
         run.ensure_enabled()
@@ -290,17 +291,12 @@ def _commit_run(settings: Settings, run: RunInView, canary: Canary | None, live:
             widens=None if live is None else live.attempt,
         )
         run.lease.check()
-        reader = _rows_to_commit(run, files, canary, [RegionRows(version, other) for other in other_regions])
-        commit = run.lake.replace_window(
-            _VIEW,
-            reader,
-            start=spec.start,
-            end=spec.end,
-            key=intent.key,
-            expected_version=version,
-            opened=run.view,
-            write_files=None if users else write_files,
-        )
+        options: dict[str, Any] = {"start": spec.start, "end": spec.end, "key": intent.key}
+        options |= {"expected_version": version, "opened": run.view}
+        commit = None if other_regions else run.lake.replace_window_with_files(_VIEW, write_files, **options)
+        if commit is None:
+            reader = _rows_to_commit(run, files, canary, [RegionRows(version, other) for other in other_regions])
+            commit = run.lake.replace_window(_VIEW, reader, **options)
         return intent, commit
 
     intent, commit = retry_on_new_version(run.lake, _VIEW, attempt, opened=run.view)

@@ -55,7 +55,7 @@ def write_provenance(settings: Settings, lake: Lake, run_id: str, files: Sequenc
             reader = pa.RecordBatchReader.from_batches(schema, stream_accepted_rows(files, schema, None))
             lake.replace_where(_PROVENANCE, reader, _run_sql([run_id]), **options)
         else:
-            written = write_accepted_rows(settings, lake, _PROVENANCE, run_id, files, opened=table)
+            written = write_accepted_rows(settings, run_id, files, lake=lake, table=_PROVENANCE, opened=table)
             lake.append_files(_PROVENANCE, written, **options)
 
     retry_on_new_version(lake, _PROVENANCE, write)

@@ -321,7 +321,7 @@ def half(*given):
 
 read = commit.stream_accepted_rows
 if point == "before the commit":
-    Lake.replace_window = Lake.replace_where = Lake.delete = die
+    Lake.replace_window = Lake.replace_window_with_files = Lake.replace_where = Lake.delete = die
 elif point == "within the commit":
     commit.stream_accepted_rows = accepted_rows.stream_accepted_rows = half
 elif point == "before the confirmation":

@@ -67,7 +67,7 @@ if point == "within the provenance":
 elif point == "before the intent":
     PublicationRepository.record_intent = die
 elif point == "before the commit":
-    Lake.replace_window = Lake.delete = die
+    Lake.replace_window = Lake.replace_window_with_files = Lake.delete = die
 elif point == "within the commit":
     commit._rows_to_commit = half
     accepted_rows.stream_accepted_rows = half_of(is_provenance=False)

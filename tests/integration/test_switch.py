@@ -101,14 +101,14 @@ def test_a_publisher_that_is_overtaken_by_the_switch_publishes_nothing(project, 
     from scalr_prod.lake import Lake
 
     spec = project.accepted()
-    real = Lake.replace_window
+    real = Lake.replace_window_with_files
 
     def overtaken(lake, *args, **kwargs):
-        monkeypatch.setattr(Lake, "replace_window", real)
+        monkeypatch.setattr(Lake, "replace_window_with_files", real)
         disable_publication(project.settings)
         return real(lake, *args, **kwargs)
 
-    monkeypatch.setattr(Lake, "replace_window", overtaken)
+    monkeypatch.setattr(Lake, "replace_window_with_files", overtaken)
     with pytest.raises(PublicationDisabled):
         publish(project.settings, spec.run_id)
     assert not len(project.view())

@@ -67,7 +67,7 @@ def test_provenance_of_a_commit_that_never_came_does_not_count_and_is_replaced(p
         raise CommitFailed("nothing was written", where="lake", next_step="repeat")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Lake, "replace_window", fail)
+        patched.setattr(Lake, "replace_window_with_files", fail)
         with pytest.raises(CommitFailed):
             publish(project.settings, spec.run_id)
     assert runs_held(project) == {spec.run_id: 200}
