@@ -7,12 +7,17 @@ three quarters of both logs, `ingest_again` all of them, of which three quarters
 negatives for each. `driver_share` is the driver's part of the driver's and the workers' time. `same` tells whether the tables' files and
 the training set's rows have the same bytes each time.
 
+`rate_of_16` says how many times as fast as one worker 16 would do the stage, each with a core of its own: the tasks of each round, as long
+as they took one worker, are given to 16 in their order; a round begins when the one before has ended, and the driver's own time is added
+as if it worked alone.
+
 SCALR_BENCH_EVENTS is the number of source events (default: 6000000).
 """
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import importlib
 import json
 import os
@@ -30,13 +35,14 @@ import pyarrow.parquet as pq
 from benchmarks.bench_scale import write_logs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from scalr_prod.config.settings import Settings
 
 EVENTS = int(os.environ.get("SCALR_BENCH_EVENTS", "6000000"))
 STAGES = ("ingest", "ingest_again", "histories", "training_set")
 WORKERS = (1, 2)
+SIMULATED = 16
 #: What tasks of the stages import.
 MODULES = (
     "great_expectations",
@@ -130,7 +136,54 @@ def stages(folder: Path, home: Path, address: str | None, processes: list[psutil
         "histories": build_histories,
         "training_set": lambda _: prepared(),
     }
-    return {stage: measured(lambda stage=stage: work[stage](settings), processes) for stage in STAGES}
+    figures = {}
+    for stage in STAGES:
+        with timed_tasks() as rounds:
+            figures[stage] = measured(lambda stage=stage: work[stage](settings), processes)
+        if len(processes) == 1 + 1:
+            figures[stage][f"rate_of_{SIMULATED}"] = simulated_rate(figures[stage], rounds)
+    return figures
+
+
+@contextmanager
+def timed_tasks() -> Iterator[list[list[float]]]:
+    """The processor seconds of each task of each round of tasks, in the order in which they end."""
+    from scalr_prod.compute import Cluster
+
+    rounds: list[list[float]] = []
+    plain = Cluster.map
+
+    def timed_map(self: Cluster, task: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        rounds.append([])
+        tasks = rounds[-1]
+        for seconds, result in plain(self, timed, ((task, *each) for each in arguments)):
+            tasks.append(seconds)
+            yield result
+
+    Cluster.map = timed_map  # type: ignore[method-assign]
+    try:
+        yield rounds
+    finally:
+        Cluster.map = plain  # type: ignore[method-assign]
+
+
+def timed(task: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    started = time.process_time()
+    result = task(*arguments)
+    return time.process_time() - started, result
+
+
+def simulated_rate(figures: dict[str, float], rounds: list[list[float]]) -> float:
+    """How many times as fast `SIMULATED` workers are as one."""
+    tasks = sum(map(len, rounds))
+    around = (figures["workers_s"] - sum(map(sum, rounds))) / max(tasks, 1)  # what Dask does for a task
+    ends = 0.0
+    for seconds in rounds:
+        busy_until = [0.0] * SIMULATED
+        for task in seconds:
+            heapq.heapreplace(busy_until, busy_until[0] + task + around)
+        ends += max(busy_until)
+    return round((figures["workers_s"] + figures["driver_s"]) / (ends + figures["driver_s"]), 1)
 
 
 def logs(folder: Path, share: float) -> dict[str, dict[str, str]]:
