@@ -112,7 +112,7 @@ def write_accepted_rows(
 
     Raises:
         CommitFailed: A file cannot be written, or a row is outside of the window; no file is left.
-        ComputeError: A task failed; no file is left.
+        ComputeError: A task on a worker failed. Files of tasks that ran at the same time may be left until `Lake.vacuum` removes them.
     """
     import pyarrow.parquet as pq
 

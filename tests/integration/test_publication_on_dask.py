@@ -79,7 +79,7 @@ def test_a_worker_that_dies_changes_no_row(tmp_path, monkeypatch):
     assert died.exists()
 
 
-def test_an_error_of_a_task_leaves_no_file_and_the_next_command_publishes(here, tmp_path, monkeypatch):
+def test_after_an_error_of_a_task_the_next_command_publishes(here, tmp_path, monkeypatch):
     project = Handmade(tmp_path)
     spec, write = project.accepted(parts=4), accepted_rows._write_file
 
@@ -93,7 +93,7 @@ def test_an_error_of_a_task_leaves_no_file_and_the_next_command_publishes(here, 
         with pytest.raises(ComputeError, match="ValueError: no such thing") as caught:
             published(project, spec, dask=here)
     assert caught.value.next_step == f"fix the cause, then run: scalr publish {spec.run_id}"
-    assert not files(project, VIEW)
+    assert not project.held()
     assert project.state(spec.run_id) is RunState.VALIDATED
     published(project, spec)
     assert project.held() == {spec.run_id: len(project.candidates(spec))}
