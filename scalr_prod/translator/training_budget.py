@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 
 #: Microseconds on one core for each source event and each target event of a slice, with 64 factors, as measured on Yelp's logs.
-_SHARE: Final = {"popularity": (0.0, 0.6), "tastes": (1.0, 0.0), "topics": (20.0, 0.0), "linear": (5.6, 0.0)}
+_SHARE: Final = {"popularity": (0.0, 0.6), "tastes": (1.0, 0.0), "linear": (5.6, 0.0)}
 _FIT: Final = {"frequency": (0.0, 5.0), "topics": (0.0, 8.0), "linear": (0.3, 0.0), "factorisation": (2.4, 2.4)}
+#: Microseconds for each source event that the topics of source items are fitted to.
+_SOURCE_TOPICS: Final = 12.0
 #: Microseconds for each position in a window of source events, in all epochs: pretraining, and the fit to target events.
 _PRETRAINING: Final = 20.0
 _SEQUENTIAL: Final = 10.0
@@ -126,9 +128,11 @@ def estimate_training_minutes(counts: TrainingCounts, settings: TranslatorSettin
 
 
 def _shared_work(name: str, counts: TrainingCounts, settings: TranslatorSettings) -> float:
+    share = min(1.0, settings.pretraining_events / max(counts.source_events, 1))
     if name == "sequential":
-        share = min(1.0, settings.pretraining_events / max(counts.source_events, 1))
         return _scaled(settings, share * _PRETRAINING * counts.windows * counts.length)
+    if name == "topics":
+        return _scaled(settings, share * _SOURCE_TOPICS * counts.source_events)
     source, target = _SHARE.get(name, (0.0, 0.0))
     return _scaled(settings, source * counts.source_events + target * counts.labels)
 
