@@ -296,21 +296,28 @@ def _score_cross_fitted(
     measured = _HeldOutEvents.from_rows(events, rows[np.argsort(events.contexts.event_time[rows], kind="stable")])
     users = np.unique(measured.user)
     first_half = rng.permutation(users)[: len(users) // 2]
-    columns = [np.zeros(len(rows)) for _ in range(5)]
-    for in_first_half in (True, False):
-        mask = np.isin(measured.user, first_half) == in_first_half
+    halves = [np.isin(measured.user, first_half) == in_first_half for in_first_half in (True, False)]
+    # Histories are swapped within a half, since the weights are fitted to histories of the other one.
+    swapped = [
+        [swap_histories(half.contexts, half.user, rng) for _ in range(HISTORY_SWAPS)] for half in map(measured.take, halves)
+    ]
+
+    def score(number: int) -> list[NDArray[np.float64]]:
+        mask = halves[number]
         if not mask.any():
-            continue
+            return [np.zeros(0)] * 5
         contexts, labels = events.contexts, np.where(np.isin(events.user, measured.user[mask]), -1, events.labels)
         if np.count_nonzero(~mask) >= MIN_HELD_OUT_EVENTS:
             contexts, labels = measured.contexts, np.where(mask, -1, measured.labels)
         calibration_events = CalibrationEvents(contexts, labels, np.zeros(len(labels), dtype=bool))
         tables = calibrate(module, calibration_events, seed=seed, workers=workers, components=_COMPONENTS)
-        half = measured.take(mask)
-        # Swap histories within the half, since the weights were fitted to histories of the other one.
-        swapped = [swap_histories(half.contexts, half.user, rng) for _ in range(HISTORY_SWAPS)]
-        inputs = _ScoredEvents(module.with_tensors(tables), half, tuple(swapped), with_draws)
-        for column, values in zip(columns, _score_events(inputs, workers), strict=True):
+        inputs = _ScoredEvents(module.with_tensors(tables), measured.take(mask), tuple(swapped[number]), with_draws)
+        return _score_events(inputs, workers)
+
+    columns = [np.zeros(len(rows)) for _ in range(5)]
+    # Each calibration ends with one long unit: those of the halves run side by side.
+    for mask, scored in zip(halves, workers.run_concurrently(lambda: score(0), lambda: score(1)), strict=True):
+        for column, values in zip(columns, scored, strict=True):
             column[mask] = values
     return EventScores(measured.user, *columns)
 
