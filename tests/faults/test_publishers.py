@@ -83,14 +83,14 @@ def test_of_runs_of_one_window_the_last_commit_stays_and_each_says_what_it_repla
 @pytest.mark.parametrize("step", ["before", "after"])
 def test_a_commit_whose_answer_is_lost_is_told_from_one_that_failed(tmp_path, monkeypatch, step, table):
     """The writer fails before or after its commit, and the log cannot be read: the outcome is unknown, until it can be."""
-    import deltalake
+    from deltalake import DeltaTable
 
     from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown
     from scalr_prod.lake import Lake
 
     project = Handmade(tmp_path)
     spec = project.accepted()
-    write = deltalake.write_deltalake
+    write = DeltaTable.create_write_transaction
 
     def lose_the_answer(delta, *arguments, **options):
         if step == "after" or delta.metadata().name != table.value:
@@ -103,7 +103,7 @@ def test_a_commit_whose_answer_is_lost_is_told_from_one_that_failed(tmp_path, mo
         raise OSError("connection reset")
 
     with monkeypatch.context() as broken:
-        broken.setattr(deltalake, "write_deltalake", lose_the_answer)
+        broken.setattr(DeltaTable, "create_write_transaction", lose_the_answer)
         if step == "before":
             error: type[Exception] = CommitFailed
         else:
