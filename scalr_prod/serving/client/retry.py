@@ -45,11 +45,6 @@ class Deadline:
         return max(0.0, self.ends_at - self.clock())
 
     @property
-    def has_passed(self) -> bool:
-        """Return whether no time is left."""
-        return self.remaining <= 0.0
-
-    @property
     def elapsed(self) -> float:
         """Return the seconds gone, less the extensions."""
         return max(0.0, self.seconds - (self.ends_at - self.clock()))

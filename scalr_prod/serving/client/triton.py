@@ -262,11 +262,11 @@ class TritonScorer(Scorer):
             The channel that the answer came from, which may not be the current one any more, and the answer.
         """
         pauses = self._options.retries.delays()
-        restart_s, attempts = self._options.restart_s or 0.0, 1
+        restart_s, attempts, left = self._options.restart_s or 0.0, 1, self._attempt_timeout(deadline)
         while True:
             channel = self._channel if first is None else first[0]
             try:
-                return channel, (attempt(channel, self._attempt_timeout(deadline)) if first is None else first[1]())
+                return channel, (attempt(channel, left) if first is None else first[1]())
             except RequestFailure as failure:
                 pause = next(pauses)
                 awaited = failure.is_transient or (failure.is_model_absent and await_model)
@@ -279,7 +279,8 @@ class TritonScorer(Scorer):
                     raise self._to_error(failure, channel.url, attempts, deadline) from failure
                 logger.warning("%s, attempt %d: %s %s", channel.url, attempts, failure.code, failure.detail)
                 time.sleep(pause)
-                if deadline.has_passed:  # a busy machine may sleep longer than requested
+                left = self._attempt_timeout(deadline)
+                if left <= 0:  # a busy machine may sleep longer than requested
                     raise self._to_error(failure, channel.url, attempts, deadline) from failure
             first = None
             attempts += 1
