@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from scalr_prod.translator.module import TranslatorModule
 
 
-#: Maximum number of events, number of other users' histories per event, and number of bootstrap resamples.
+#: Maximum number of events of a parameter set, number of other users' histories per event, and number of bootstrap resamples.
 MAX_EVENTS: Final = 4_000
 HISTORY_SWAPS: Final = 2
 #: Events of one fold that are enough: the other folds are not measured.
@@ -91,7 +91,10 @@ class OwnOverOthers:
 
     @classmethod
     def from_scores(cls, scores: Sequence[EventScores], rng: np.random.Generator) -> Self:
-        """Average the events of one or several parameter sets. The users of each set shaped the others."""
+        """Average the events of one or several parameter sets.
+
+        Several give a wider interval, since the users of each set shaped the others.
+        """
         user = np.concatenate([part.user for part in scores])
         nats = bootstrap_mean(np.concatenate([part.own - part.others for part in scores]), user, rng)
         return cls(len(user), len(np.unique(user)), nats if len(scores) == 1 else nats.widened(np.sqrt(2)))
@@ -206,7 +209,7 @@ def measure_own_over_others(
 
     Args:
         parameter_sets: Tensors of each set, named as set -1 and without calibration tables; and events of any time. At most `MAX_EVENTS`
-            of held-out users are measured.
+            of each set's held-out users are measured.
         metadata: Metadata of the sets.
         seed: Seed of the samples, the halves of the users, the others' histories and the resampling.
         device: Device that scores.
