@@ -10,7 +10,8 @@ from scalr_prod.core.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from scalr_prod.compute.cluster import Cluster, open_cluster, preload_workers, progress_channel, worker_folder
     from scalr_prod.compute.executor import Executor, InProcessExecutor, is_distributed, open_executor
-    from scalr_prod.compute.file_parts import FilePart, create_file_part_view, open_file_part, plan_file_parts
+    from scalr_prod.compute.file_parts import FilePart, create_file_part_view, open_file_part, plan_file_parts, rows_per_task
+    from scalr_prod.compute.rounds import TaskRound, run_rounds
     from scalr_prod.compute.shuffle import (
         Segment,
         SharedFiles,
@@ -31,6 +32,7 @@ __all__ = [
     "Segment",
     "SharedFiles",
     "ShuffleFolder",
+    "TaskRound",
     "create_file_part_view",
     "is_distributed",
     "load_segments",
@@ -41,6 +43,8 @@ __all__ = [
     "preload_workers",
     "progress_channel",
     "read_segments",
+    "rows_per_task",
+    "run_rounds",
     "run_worker_task",
     "shuffle_folder",
     "worker_folder",
@@ -58,6 +62,7 @@ __getattr__ = lazy_exports(
         "Segment": "shuffle",
         "SharedFiles": "shuffle",
         "ShuffleFolder": "shuffle",
+        "TaskRound": "rounds",
         "create_file_part_view": "file_parts",
         "is_distributed": "executor",
         "open_cluster": "cluster",
@@ -68,6 +73,8 @@ __getattr__ = lazy_exports(
         "progress_channel": "cluster",
         "load_segments": "shuffle",
         "read_segments": "shuffle",
+        "rows_per_task": "file_parts",
+        "run_rounds": "rounds",
         "run_worker_task": "worker_task",
         "worker_folder": "cluster",
         "shuffle_folder": "shuffle",

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scalr_prod.core.delta_log import arrow_schema, row_count
+from scalr_prod.core.delta_log import arrow_schema, diff_files, row_count
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.progress import track
 from scalr_prod.errors import CommitFailed
@@ -21,7 +20,7 @@ from scalr_prod.schemas import Table
 from scalr_prod.workspace import open_duckdb, staging_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from deltalake import DeltaTable
@@ -145,75 +144,73 @@ def build_tables(
 ) -> dict[str, TableReport]:
     """Build each table that was not built from the current events with these settings.
 
-    Events are opened once and refreshed for each table. One DuckDB session reads them, so tables of the same events share its cache.
+    One DuckDB session reads the events, so tables of the same events share its cache. Tables that are built from all events are built at
+    the same time.
 
     Args:
         settings: The project's settings.
         lake: The lake.
         opened: Its events tables that are already open.
-        progress: Show a progress bar on stderr for each table.
+        progress: Show progress bars on stderr.
 
     Raises:
         TableNotFound: Nothing has been ingested yet.
-        CommitFailed: The table is unchanged; those before it may have been built.
+        CommitFailed: The table is unchanged; others may have been built.
     """
-    tables = {name: opened[name] if name in opened else lake.open_table(name) for name in dict.fromkeys(_EVENTS.values())}
-    events = {name: EventsTable(lake, name, table) for name, table in tables.items()}
-    with ExitStack() as stack:
-
-        @cache
-        def session() -> _Session:  # opened only if a table has to be built
-            folder = stack.enter_context(staging_folder(settings, "histories"))
-            return _Session(stack.enter_context(open_duckdb(settings, folder)), folder)
-
-        return {
-            table.value: _build_table(settings, lake, table, events[name], session, progress=progress)
-            for table, name in _EVENTS.items()
-        }
-
-
-def _build_table(
-    settings: Settings,
-    lake: Lake,
-    table: Table,
-    events: EventsTable,
-    session: Callable[[], _Session],
-    *,
-    progress: bool,
-) -> TableReport:
-    current, histories = lake.open_table(table), settings.histories
-    # Refreshed after the table, so that it includes what another process has just built from.
-    lake.refresh(events.table, events.current)
-    built, appended = not _is_fresh(current, _made_from(histories, table, events.current)), False
-    if built:
-        appended = _build(TableBuild(settings, lake, table, current, events), session(), progress=progress)
-    return TableReport(
-        events=row_count(events.current),
-        rows=row_count(current),
-        version=current.version(),
-        events_version=events.current.version(),
-        built=built,
-        appended=appended,
-    )
+    names = dict.fromkeys(_EVENTS.values())
+    events = {name: EventsTable(lake, name, opened[name] if name in opened else lake.open_table(name)) for name in names}
+    builds = [TableBuild(settings, lake, table, lake.open_table(table), events[name]) for table, name in _EVENTS.items()]
+    for each in events.values():  # after the tables, to include what another process has just built from
+        lake.refresh(each.table, each.current)
+    outdated = [build for build in builds if not _is_current(build)]
+    appended: set[Table] = set()
+    rest = outdated
+    while rest:
+        added, rest = _build(rest, progress=progress)
+        appended |= added
+    return {
+        build.table.value: TableReport(
+            events=row_count(build.source.current),
+            rows=row_count(build.current),
+            version=build.current.version(),
+            events_version=build.source.current.version(),
+            built=build in outdated,
+            appended=build.table in appended,
+        )
+        for build in builds
+    }
 
 
-def _build(build: TableBuild, session: _Session, *, progress: bool) -> bool:
-    """Append the rows of new events, or replace the table; return whether rows were appended. ``build.current`` is updated."""
-    histories, table, events = build.settings.histories, build.table, build.source.current
-    built = BuildRecord.from_record(commit_record(build.current))
-    added = find_new_events(table, build.source, built, _shape(histories, table))
-    with track(table.value, show=progress, total=None if added else row_count(events), unit="events") as tell:
-        try:
-            if added:
+def _build(builds: Sequence[TableBuild], *, progress: bool) -> tuple[set[Table], list[TableBuild]]:
+    """Append the rows of new events to tables, or replace the tables, and update ``current``.
+
+    Returns:
+        The tables that rows were appended to, and those to build again: meanwhile, events that they were built from were removed.
+    """
+    settings = builds[0].settings
+    with staging_folder(settings, "histories") as folder, open_duckdb(settings, folder) as connection:
+        session, appended, whole = _Session(connection, folder), set(), []
+        for build in builds:
+            built = BuildRecord.from_record(commit_record(build.current))
+            added = find_new_events(build.table, build.source, built, _shape(settings.histories, build.table))
+            if added is None:
+                whole.append(build)
+                continue
+            with track(build.table.value, show=progress, unit="events") as tell, _accept_equal_build(build):
                 _append_rows(build, session, added, tell)
-            else:
-                _replace_rows(build, session, tell)
-        except CommitFailed:
-            # Another process may have built the same table in the meantime.
-            build.lake.refresh(table, build.current)
-            if not _is_fresh(build.current, _made_from(histories, table, events)):
-                raise
-    return added is not None
+            appended.add(build.table)
+        return appended, _replace_rows(whole, session, progress=progress) if whole else []
+
+
+@contextmanager
+def _accept_equal_build(build: TableBuild) -> Iterator[None]:
+    """Accept a rejected commit if another process has built the same table in the meantime."""
+    try:
+        yield
+    except CommitFailed:
+        build.lake.refresh(build.table, build.current)
+        if not _is_current(build):
+            raise
 
 
 def _append_rows(build: TableBuild, session: _Session, added: NewEvents, tell: Callable[[int], None]) -> None:
@@ -234,9 +231,30 @@ def _append_rows(build: TableBuild, session: _Session, added: NewEvents, tell: C
         raise
 
 
-def _replace_rows(build: TableBuild, session: _Session, tell: Callable[[int], None]) -> None:
-    written = write_all_rows(build, session.db, session.folder, tell=tell)
-    build.lake.replace_with_files(build.table, written.files, **_commit(build, written.known_until))
+def _replace_rows(builds: Sequence[TableBuild], session: _Session, *, progress: bool) -> list[TableBuild]:
+    """Replace the rows of tables; return those to build again."""
+    names = ", ".join(build.table.value for build in builds)
+    events = sum(row_count(build.source.current) for build in builds)
+    with track(names, show=progress, total=events, unit="events") as tell:
+        written = write_all_rows(builds, session.db, session.folder, tell=tell)
+    uncommitted = dict(zip([build.table for build in builds], written, strict=True))
+    try:
+        latest = {build.source.table: build.lake.open_table(build.source.table) for build in builds}
+        # Nobody's events come back who was forgotten while the rows were computed.
+        again = [build for build in builds if diff_files(build.source.current, latest[build.source.table]).removed]
+        for build in builds:
+            if build not in again:
+                rows = uncommitted.pop(build.table)
+                with _accept_equal_build(build):
+                    build.lake.replace_with_files(build.table, rows.files, **_commit(build, rows.known_until))
+    finally:
+        for build in builds:
+            if build.table in uncommitted:
+                build.lake.remove_files(build.table, uncommitted[build.table].files)
+    for build in again:
+        build.lake.refresh(build.source.table, build.source.current)
+        build.lake.refresh(build.table, build.current)
+    return again
 
 
 def _commit(build: TableBuild, known_until: int | None) -> dict[str, Any]:
@@ -260,6 +278,10 @@ def _shape(histories: HistorySettings, table: Table) -> str:
 def _made_from(histories: HistorySettings, table: Table, events: DeltaTable) -> str:
     """Return a text that identifies the events and settings that a table is built from."""
     return f"{_shape(histories, table)}-{events.metadata().id}-{events.version()}"
+
+
+def _is_current(build: TableBuild) -> bool:
+    return _is_fresh(build.current, _made_from(build.settings.histories, build.table, build.source.current))
 
 
 def _is_fresh(current: DeltaTable, made_from: str) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Full build of a table in two rounds of tasks: regroup all events by key, then compute each partition's rows.
+"""Full build of tables in two rounds of tasks: regroup all events by key, then compute each partition's rows.
 
 Tasks write the table's files, and the driver commits them. Which task gets which events follows from the events alone, so the table is
 the same wherever and by however many workers it is built.
@@ -8,12 +8,23 @@ the same wherever and by however many workers it is built.
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from scalr_prod.compute import load_segments, open_executor, open_file_part, plan_file_parts, shuffle_folder, write_segments
+from scalr_prod.compute import (
+    TaskRound,
+    load_segments,
+    open_executor,
+    open_file_part,
+    plan_file_parts,
+    rows_per_task,
+    run_rounds,
+    shuffle_folder,
+    write_segments,
+)
 from scalr_prod.core.delta_log import arrow_schema, row_count, row_count_by_file
 from scalr_prod.core.partitioned import quantile_bounds
 from scalr_prod.histories.incremental import create_events_view, latest_created, sort_partition_sql
@@ -22,20 +33,20 @@ from scalr_prod.schemas import ITEM_ID, USER_ID, Table
 from scalr_prod.workspace import create_delta_view
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
     import pyarrow as pa
     from deltalake import DeltaTable
 
-    from scalr_prod.compute import Executor, FilePart, Segment, ShuffleFolder
+    from scalr_prod.compute import FilePart, Segment, ShuffleFolder
     from scalr_prod.config import HistorySettings, Settings
     from scalr_prod.histories.incremental import EventsTable
     from scalr_prod.lake import Lake, TableFile
 
 
-#: Events that a task of the first round reads, about.
+#: Events that a task of the first round reads at most, about.
 _TASK_EVENTS: Final = 2_000_000
 _BATCH: Final = 65_536
 #: Processor time of an event in both rounds.
@@ -99,49 +110,103 @@ class _WrittenPartition(NamedTuple):
     file: TableFile | None
 
 
-def write_all_rows(build: TableBuild, connection: Any, folder: Path, *, tell: Callable[[int], None]) -> WrittenRows:
-    """Write the rows of a table that is built from all events, to files that are not committed.
+def write_all_rows(
+    builds: Sequence[TableBuild], connection: Any, folder: Path, *, tell: Callable[[int], None]
+) -> list[WrittenRows]:
+    """Write the rows of tables that are built from all events, to files that are not committed. All are built at the same time.
 
     Args:
-        build: The table.
+        builds: The tables, of one project; at least one.
         connection: DuckDB connection.
         folder: Folder on this machine for rows on their way between two tasks.
         tell: Called with the number of events processed.
+
+    Returns:
+        The rows of each table.
 
     Raises:
         LakeError: There would be too many rows. No file is left.
         ComputeError: A task failed.
     """
-    events, lake, table = build.source.current, build.lake, build.table
-    rows, bounds = row_count(events), _partition_bounds(connection, table, events)
-    inputs = plan_file_parts(row_count_by_file(events), _TASK_EVENTS)
-    tasks = max(len(inputs), len(bounds) + 1)
-    written: list[_WrittenPartition] = []
-    try:
-        work_s = rows * _SECONDS_PER_EVENT
-        with open_executor(build.settings, connection, tasks=tasks, work_s=work_s, stage="histories") as executor:
+    rows = [row_count(build.source.current) for build in builds]
+    plans = [_plan(build, connection) for build in builds]
+    tasks = max(sum(len(plan.inputs) for plan in plans), sum(len(plan.bounds) + 1 for plan in plans))
+    work_s, settings = sum(rows) * _SECONDS_PER_EVENT, builds[0].settings
+    with (
+        open_executor(settings, connection, tasks=tasks, work_s=work_s, stage="histories") as executor,
+        ExitStack() as stack,
+    ):
+        works = []
+        for build, plan in zip(builds, plans, strict=True):
             # Workers elsewhere share no folder with this machine, but they reach the lake.
-            root, options = (str(folder), {}) if executor.is_local else (lake.uri(table), lake.storage_options)
-            with shuffle_folder(root, options) as shuffled:
-                job = _Job(
-                    lake=lake,
-                    table=table,
-                    schema=arrow_schema(build.current),
-                    histories=build.settings.histories,
-                    events=build.source.table,
-                    events_version=events.version(),
-                    bounds=bounds,
-                    limit=row_limit(rows),
-                    folder=shuffled,
-                )
-                latest, segments = _regroup(executor, job, inputs)
-                for partition in _compute(executor, job, latest, segments):
-                    written.append(partition)
-                    tell(partition.events)
+            root, options = (
+                (str(folder), {}) if executor.is_local else (build.lake.uri(build.table), build.lake.storage_options)
+            )
+            job = _job(build, plan, stack.enter_context(shuffle_folder(root, options)))
+            works.append(_write_table(job, plan.inputs, tell))
+        return run_rounds(executor, works)
+
+
+class _Plan(NamedTuple):
+    """What each task of the first round reads, and the first key of each partition but the first."""
+
+    inputs: list[FilePart]
+    bounds: list[Any]
+
+
+def _plan(build: TableBuild, connection: Any) -> _Plan:
+    events = build.source.current
+    inputs = plan_file_parts(row_count_by_file(events), rows_per_task(row_count(events), _TASK_EVENTS))
+    return _Plan(inputs, _partition_bounds(connection, build.table, events))
+
+
+def _job(build: TableBuild, plan: _Plan, folder: ShuffleFolder) -> _Job:
+    return _Job(
+        lake=build.lake,
+        table=build.table,
+        schema=arrow_schema(build.current),
+        histories=build.settings.histories,
+        events=build.source.table,
+        events_version=build.source.current.version(),
+        bounds=plan.bounds,
+        limit=row_limit(row_count(build.source.current)),
+        folder=folder,
+    )
+
+
+def _write_table(
+    job: _Job, inputs: Sequence[FilePart], tell: Callable[[int], None]
+) -> Generator[TaskRound, list[Any], WrittenRows]:
+    """Yield the two rounds of a table: write its events by partition, then the rows of each partition."""
+    regrouped: list[_Regrouped] = yield TaskRound(_write_events, [(job, each) for each in inputs])
+    latest = _latest_created(regrouped)
+    segments = defaultdict(list)
+    for each in regrouped:
+        for number, segment in each.segments.items():
+            segments[number].append(segment)
+    written: list[_WrittenPartition] = []
+
+    def add(partition: _WrittenPartition) -> None:
+        written.append(partition)
+        tell(partition.events)
+        if sum(each.file.rows for each in written if each.file) > job.limit:
+            raise too_many_rows(job.table, job.limit)
+
+    try:
+        yield TaskRound(_write_partition, [(job, latest, *each) for each in sorted(segments.items())], add)
     except BaseException:
-        lake.remove_files(table, _files(written))
+        job.lake.remove_files(job.table, _files(written))
         raise
     return WrittenRows(_files(written), int(latest[-1]) if len(latest) else None)
+
+
+def _latest_created(regrouped: Iterable[_Regrouped]) -> npt.NDArray[np.int64]:
+    """Return the latest created time of each commit, ascending: int64 [M]."""
+    latest: dict[str, int] = {}
+    for each in regrouped:
+        for commit, time in each.latest_created.items():
+            latest[commit] = max(time, latest.get(commit, time))
+    return np.unique(np.array([*latest.values()], np.int64))
 
 
 def _files(written: list[_WrittenPartition]) -> list[TableFile]:
@@ -154,36 +219,12 @@ def _partition_bounds(connection: Any, table: Table, events: DeltaTable) -> list
     return quantile_bounds(connection, "keys", key, rows)
 
 
-def _regroup(executor: Executor, job: _Job, inputs: list[FilePart]) -> tuple[npt.NDArray[np.int64], dict[int, list[Segment]]]:
-    """Write events by partition; return the latest created time of each commit, ascending, and the segments of each partition."""
-    latest: dict[str, int] = {}
-    segments = defaultdict(list)
-    for regrouped in executor.map(_write_events, ((job, each) for each in inputs)):
-        for commit, time in regrouped.latest_created.items():
-            latest[commit] = max(time, latest.get(commit, time))
-        for number, segment in regrouped.segments.items():
-            segments[number].append(segment)
-    return np.unique(np.array([*latest.values()], np.int64)), segments
-
-
 def _write_events(connection: Any, job: _Job, files: FilePart) -> _Regrouped:
     """Task of the first round: write some events by partition."""
     events = open_file_part(job.lake.open_table(job.events, version=job.events_version), files)
     create_events_view(connection, job.table, "events", events)
     rows = "SELECT *, 0::BIGINT AS before FROM events"
     return _Regrouped(write_segments(connection, rows, key="key", bounds=job.bounds, folder=job.folder), latest_created(events))
-
-
-def _compute(
-    executor: Executor, job: _Job, latest: npt.NDArray[np.int64], segments: Mapping[int, list[Segment]]
-) -> Iterator[_WrittenPartition]:
-    """Write the rows of each partition."""
-    rows = 0
-    for partition in executor.map(_write_partition, ((job, latest, *each) for each in sorted(segments.items()))):
-        yield partition
-        rows += partition.file.rows if partition.file else 0
-        if rows > job.limit:
-            raise too_many_rows(job.table, job.limit)
 
 
 def _write_partition(

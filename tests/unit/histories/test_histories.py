@@ -15,6 +15,7 @@ from deltalake import DeltaTable
 from support.lakes import mark_home
 
 from scalr_prod.config.settings import Settings, load_settings
+from scalr_prod.core.delta_log import file_names
 from scalr_prod.errors import LakeError, TableNotFound
 from scalr_prod.histories import build, build_histories, row_stream
 from scalr_prod.ingest import ingest
@@ -271,22 +272,27 @@ def test_two_at_the_same_time_end_with_the_same_table(tmp_path):
     assert not any(table.built for table in build_histories(settings).tables.values())
 
 
-def test_what_others_commit_while_a_table_is_built_is_seen_by_the_next_one(tmp_path, monkeypatch):
-    """Also where the log was cut: events of who was forgotten meanwhile come back in no table."""
+def test_events_that_are_removed_while_their_tables_are_built_come_back_in_none(tmp_path, monkeypatch):
+    """Also where the log was cut. Events that are added meanwhile are for the next build."""
     settings = project(tmp_path, [("u", "a", 1, 1), ("gone", "a", 1, 1)])
-    lake, built = Lake.open(settings), build._build
+    lake, write, written = Lake.open(settings), build.write_all_rows, []
 
-    def meanwhile(table_build, *rest, **options):
-        appended = built(table_build, *rest, **options)
-        if table_build.table is Table.SOURCE_USER_HISTORY:
+    def meanwhile(builds, *rest, **options):
+        rows = write(builds, *rest, **options)
+        written.append([each.table for each in builds])
+        if len(written) == 1:
             add(settings, [("u", "b", 2, 2)], "meanwhile")
             lake.delete(Table.TARGET_EVENTS, "user_id = 'gone'", key="forgotten")
             assert purge(lake, Table.TARGET_EVENTS, before=datetime.now(UTC) + timedelta(days=1))
-        return appended
+        return rows
 
     with monkeypatch.context() as patch:
-        patch.setattr(build, "_build", meanwhile)
+        patch.setattr(build, "write_all_rows", meanwhile)
         report = build_histories(settings)
+    assert written == [[*BUILT], [Table.TARGET_USER_HISTORY, Table.TARGET_ITEM_STATS]]
+    for table in BUILT:
+        folder = settings.home / "lake" / table
+        assert {path.name for path in folder.glob("*.parquet")} == file_names(lake.open_table(table))
     for table in (Table.TARGET_USER_HISTORY, Table.TARGET_ITEM_STATS):
         assert report.tables[table.value].events_version == lake.version(Table.TARGET_EVENTS)
     assert histories_of(settings, table=Table.TARGET_USER_HISTORY) == [(1, 1, "a", 1), (2, 2, "ab", 2)]
