@@ -10,8 +10,8 @@ from scalr_prod.core.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from scalr_prod.compute.cluster import Cluster, open_cluster, preload_workers, progress_channel, worker_folder
     from scalr_prod.compute.executor import Executor, InProcessExecutor, is_distributed, open_executor
-    from scalr_prod.compute.file_parts import FilePart, create_file_part_view, open_file_part, plan_file_parts, rows_per_task
-    from scalr_prod.compute.rounds import TaskRound, run_rounds
+    from scalr_prod.compute.file_parts import FilePart, create_file_part_view, open_file_part, plan_file_parts
+    from scalr_prod.compute.rounds import TaskRound, rows_per_task, run_rounds, task_size
     from scalr_prod.compute.shuffle import (
         Segment,
         SharedFiles,
@@ -47,6 +47,7 @@ __all__ = [
     "run_rounds",
     "run_worker_task",
     "shuffle_folder",
+    "task_size",
     "worker_folder",
     "write_segments",
     "write_tables",
@@ -73,11 +74,12 @@ __getattr__ = lazy_exports(
         "progress_channel": "cluster",
         "load_segments": "shuffle",
         "read_segments": "shuffle",
-        "rows_per_task": "file_parts",
+        "rows_per_task": "rounds",
         "run_rounds": "rounds",
         "run_worker_task": "worker_task",
         "worker_folder": "cluster",
         "shuffle_folder": "shuffle",
+        "task_size": "rounds",
         "write_segments": "shuffle",
         "write_tables": "shuffle",
     },

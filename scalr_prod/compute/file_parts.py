@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from scalr_prod.core.delta_log import FilePart, duckdb_readable_files
 from scalr_prod.core.delta_log import file_part_dataset as open_file_part
@@ -17,22 +17,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 
-__all__ = ["FilePart", "create_file_part_view", "open_file_part", "plan_file_parts", "rows_per_task"]
-
-#: Tasks of a round that reads all rows of a table: four for each of 16 workers.
-_ROUND_TASKS: Final = 64
-#: With fewer rows, a task would take less than a tenth of a second, and many of them more time around them.
-_LEAST_ROWS: Final = 250_000
-
-
-def rows_per_task(rows: int, most: int) -> int:
-    """Return how many rows a task reads, about, so that a round of them keeps 16 workers busy; it depends on the data alone.
-
-    Args:
-        rows: Rows of the round.
-        most: Rows that a task reads at most. More tasks cost more files and segments.
-    """
-    return min(max(-(-rows // _ROUND_TASKS), _LEAST_ROWS), most)
+__all__ = ["FilePart", "create_file_part_view", "open_file_part", "plan_file_parts"]
 
 
 def plan_file_parts(rows_by_file: Mapping[str, int], task_rows: int) -> list[FilePart]:

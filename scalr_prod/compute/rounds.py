@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from scalr_prod.compute.executor import Executor
 
 T = TypeVar("T")
+
+#: Tasks of a round over all rows, unless they would be too small or too large: four for each of 16 workers.
+_ROUND_TASKS: Final = 64
+#: Rows that a task reads at least: a tenth of a second of work.
+_LEAST_ROWS: Final = 250_000
 
 
 class TaskRound(NamedTuple):
@@ -28,6 +33,27 @@ class TaskRound(NamedTuple):
     task: Callable[..., Any]
     arguments: Iterable[tuple[Any, ...]]
     on_result: Callable[[Any], object] = lambda _: None
+
+
+def task_size(total: float, *, least: float, most: float) -> float:
+    """Return how much of a round's work one task does, so that many workers are busy. It depends on the data alone.
+
+    Args:
+        total: The work of the round, in any unit.
+        least: Smaller tasks would take more time around them.
+        most: Larger tasks would need too much memory or disk.
+    """
+    return min(max(total / _ROUND_TASKS, least), most)
+
+
+def rows_per_task(rows: int, most: int) -> int:
+    """Return how many rows a task reads, about; see `task_size`.
+
+    Args:
+        rows: Rows of the round.
+        most: Rows that a task reads at most.
+    """
+    return round(task_size(rows, least=_LEAST_ROWS, most=most))
 
 
 def run_rounds(executor: Executor, works: Sequence[Generator[TaskRound, list[Any], T]]) -> list[T]:

@@ -62,9 +62,9 @@ def sample_bounds(sample: Iterable[Any], rows: int) -> list[Any]:
     return sorted({found[len(found) * number // partitions] for number in range(1, partitions)}) if found else []
 
 
-def hash_bounds(rows: int) -> list[int]:
-    """Return the bounds that split the hashes of so many rows, from 0 to 2⁶³ − 1, into partitions of about `PARTITION_ROWS` rows."""
-    partitions = -(-rows // PARTITION_ROWS)
+def hash_bounds(rows: int, partition_rows: int | None = None) -> list[int]:
+    """Return the bounds that split the hashes of so many rows, from 0 to 2⁶³ − 1, into partitions of so many; default: `PARTITION_ROWS`."""
+    partitions = -(-rows // (partition_rows or PARTITION_ROWS))
     return [(number << 63) // partitions for number in range(1, partitions)]
 
 

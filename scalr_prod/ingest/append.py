@@ -10,6 +10,7 @@ from itertools import pairwise
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from scalr_prod.compute import TaskRound, run_rounds
 from scalr_prod.core.delta_log import arrow_schema
 from scalr_prod.core.partitioned import rebatch
 from scalr_prod.core.timestamps import micros_to_datetime
@@ -21,7 +22,7 @@ from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, RECO
 from scalr_prod.workspace import parquet_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from datetime import datetime
 
     import pyarrow as pa
@@ -138,6 +139,14 @@ class AppendMissing:
         """Find the rows that the table lacks.
 
         Raises:
+            BadValue: As for `compare_rounds`.
+        """
+        run_rounds(self.tasks.executor, [self.compare_rounds()])
+
+    def compare_rounds(self) -> Generator[TaskRound, list[Any], None]:
+        """Yield the round of tasks that finds the rows that the table lacks.
+
+        Raises:
             BadValue: More than half of the log is in the table with another created time or weight (their columns were mapped
                 differently), or shifted in time (another time zone); or an event of the table is marked as recommended in the log alone, or
                 in the table alone. Ingesting it would double-count.
@@ -148,8 +157,9 @@ class AppendMissing:
         opened = self.lake.open_table(self.table)
         names = arrow_schema(opened).names
         job = _CompareJob(self.lake, self.table, opened.version(), names, self.log.item_prefix, self.tasks.folder)
-        calls = ((job, number, *each) for number, each in enumerate(self._time_ranges()))
-        ranges = sorted(self.tasks.executor.map(_compare_range, calls), key=attrgetter("number"))
+        calls = [(job, number, *each) for number, each in enumerate(self._time_ranges())]
+        ranges: list[_ComparedRange] = yield TaskRound(_compare_range, calls)
+        ranges.sort(key=attrgetter("number"))
         self._refuse_marks([marked for found in ranges if (marked := found.marked) is not None])
         self._pieces = [found.lacking for found in ranges if found.lacking is not None]
         self.extra_copies, self.rows_in_window = (
@@ -260,7 +270,7 @@ class AppendMissing:
 
         Raises:
             CommitFailed: Nothing was added.
-            BadValue: As for `compare`, if the table has changed since.
+            BadValue: As for `compare_rounds`, if the table has changed since.
             ComputeError: A task failed; nothing was added.
         """
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from scalr_prod.compute import run_rounds
 from scalr_prod.core.delta_log import arrow_schema, duckdb_readable_files, row_count
 from scalr_prod.core.partitioned import sample_bounds
 from scalr_prod.core.progress import track
@@ -32,11 +33,12 @@ from scalr_prod.ingest.sort_by_time import (
     ViewRows,
     count_common_users,
     create_ids_table,
+    ids_bounds,
     log_digest,
     sort_columns,
-    sort_log,
+    sort_logs,
 )
-from scalr_prod.ingest.staging import LEFT_OUT_COLUMNS, open_log_input, stage_events, stage_items
+from scalr_prod.ingest.staging import LEFT_OUT_COLUMNS, open_log_input, stage_items, stage_logs
 from scalr_prod.ingest.upsert import keep_latest_per_event_id, plan_append, record_left_out
 from scalr_prod.ingest.user_days import UserDayLimit
 from scalr_prod.lake import (
@@ -61,7 +63,7 @@ from scalr_prod.schemas import (
 from scalr_prod.workspace import SuppressionList, open_duckdb, parquet_sql, read_parquet_sql, staging_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     import pyarrow as pa
@@ -70,7 +72,7 @@ if TYPE_CHECKING:
     from scalr_prod.config import DomainSettings, Settings
     from scalr_prod.ingest.append import CommitSummary
     from scalr_prod.ingest.log_tasks import LogTasks
-    from scalr_prod.ingest.sort_by_time import LogRows
+    from scalr_prod.ingest.sort_by_time import LogRows, SortedLog
     from scalr_prod.ingest.staging import StagedEvents, StagedItems
     from scalr_prod.schemas import Domain, IdType
 
@@ -114,14 +116,12 @@ def ingest(
         logs = {place: open_log_input(settings, place) for place in places}
         files = {place: log.plan() for place, log in logs.items()}
         tasks = stack.enter_context(open_log_tasks(settings, lake, db, folder, files.values()))
-        events: dict[str, StagedEvents] = {}
-        items: dict[str, StagedItems | None] = {}
-        for place, log in logs.items():
-            with track(f"read {place}", show=progress) as count:
-                events[place] = stage_events(settings, log, files[place], tasks, count=count)
+        with track(f"read {', '.join(places)}", show=progress) as count:
+            events = stage_logs(settings, logs, files, tasks, count=count)
+        for place in places:
             if _is_sorted_here(settings, place, replace):
                 events[place].files = tasks.fetch([path for paths in events[place].parts for path in paths])
-            items[place] = stage_items(settings, place, folder)
+        items = {place: stage_items(settings, place, folder) for place in places}
         staged = StagedInput(events, items)
         pipeline = IngestPipeline(settings, tasks, lake, opened, staged, since=replace, user_map=user_map)
         pipeline.ensure_different_logs()
@@ -231,8 +231,8 @@ class IngestPipeline:
         self.since = since
         self.user_ids.load_mapping(self.db)
         #: What runs the tasks of each log, by settings key.
-        self.log_tasks: dict[str, LogTasks] = {}
-        self.logs = {place: self._create_log(domain, place) for domain in _BOTH for place in self.places_read[domain]}
+        self.log_tasks: Mapping[str, LogTasks] = {}
+        self.logs = self._create_logs()
         self.changes: Mapping[str, LogChange] = (
             {place: plan_append(self.log_tasks[place], lake, log, settings.domains[place]) for place, log in self.logs.items()}
             if since is None
@@ -271,38 +271,67 @@ class IngestPipeline:
         stored = self._id_type(table, "source_item_id") if self._exists(table) else None
         return stored if stored and stored[0] == "int64" else None
 
-    def _create_log(self, domain: Domain, place: str) -> StagedLog:
-        """Sort a log by time, and create the tables of its users and items."""
+    def _create_logs(self) -> dict[str, StagedLog]:
+        """Sort the logs by time, and create the tables of their items."""
+        ids = ids_bounds(max((staged.rows for staged in self.events.values()), default=0))
+        plans = {place: self._plan_sort(domain, place, ids) for domain in _BOTH for place in self.places_read[domain]}
+        self.log_tasks = {place: plan.tasks for place, plan in plans.items()}
+        in_tasks = [place for place in plans if not self._is_sorted_here(place)]
+        found = dict(
+            zip(in_tasks, sort_logs(self.tasks, [(plans[each].job, plans[each].parts) for each in in_tasks]), strict=True)
+        )
+        for place, plan in plans.items():
+            if place not in found:
+                (found[place],) = sort_logs(plan.tasks, [(plan.job, plan.parts)])
+        return {place: self._create_log(plan, found[place]) for place, plan in plans.items()}
+
+    def _is_sorted_here(self, place: str) -> bool:
+        return _is_sorted_here(self.settings, place, self.since)
+
+    def _plan_sort(self, domain: Domain, place: str, ids: Sequence[int]) -> _SortPlan:
+        """Plan how a log is sorted; create the view of a log that this process sorts."""
         staged, own, section = self.events[place], self.log_item_types[place], self.settings.domains[place]
         prefix = item_id_prefix(section.name) if domain == "source" and self.has_several_sources else ""
         view = f"{place.replace('.', '_')}_log"
         rows: LogRows = StagedRows(domain, {USER_ID: self.user_ids.log_id_types[domain], ITEM_ID: own}, prefix, self.suppressed)
         tasks, parts, renewed = self.tasks, staged.parts, 0
         read: int | None = None
-        if _is_sorted_here(self.settings, place, self.since):
+        if self._is_sorted_here(place):
             read, renewed = self._create_view(domain, place, view, prefix)
             rows, tasks, parts = ViewRows(view), self.tasks.in_this_process(), [[]]
         mapped = {name for name in OPTIONAL_EVENT_COLUMNS if getattr(section.columns, name) is not None}
-        drop = section.duplicates == "drop"
-        job = SortJob(rows, sort_columns(mapped), sample_bounds(staged.sample, staged.rows), drop, tasks.folder)
-        sorted_log = sort_log(tasks, job, parts)
-        if read is None:
-            read = sorted_log.rows_read
+        bounds = sample_bounds(staged.sample, staged.rows)
+        job = SortJob(rows, sort_columns(mapped), bounds, ids, section.duplicates == "drop", tasks.folder)
+        return _SortPlan(domain, place, prefix, view, tasks, job, parts, read, renewed)
+
+    def _create_log(self, plan: _SortPlan, sorted_log: SortedLog) -> StagedLog:
+        """Return a log that was sorted, and create the table of its items."""
+        place, staged, tasks, view = plan.place, self.events[plan.place], plan.tasks, plan.view
+        read = sorted_log.rows_read if plan.read is None else plan.read
         self.suppressed_rows[place] = staged.rows - read
         if not read:
             raise self._only_erased(place)
-        self.superseded_rows[place] = renewed + sorted_log.rows_read - sorted_log.rows
+        self.superseded_rows[place] = plan.renewed + sorted_log.rows_read - sorted_log.rows
         # Dropped repetitions are counted as superseded and no longer belong to the log.
         without_duplicates = DuplicateCounts(0, sorted_log.rows, all_repeated=False)
-        self.duplicates[place] = without_duplicates if drop else sorted_log.duplicates
-        if isinstance(rows, ViewRows):
+        self.duplicates[place] = without_duplicates if plan.job.drop_duplicates else sorted_log.duplicates
+        if isinstance(plan.job.rows, ViewRows):
             files = tasks.fetch([file.path for file in sorted_log.files])
             self.db.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS FROM {parquet_sql(*files)}")
             self.db.execute(f"DROP TABLE IF EXISTS {view}_latest; DROP TABLE IF EXISTS {view}_ids")
-        self.log_tasks[place] = tasks
-        users, items = sorted_log.ids
-        log = StagedLog(domain, place, own, prefix, staged.origin, view, sorted_log.rows, sorted_log.files, users, items)
-        create_ids_table(self.db, log.items_table, [(tasks.folder, items)])
+        log = StagedLog(
+            domain=plan.domain,
+            place=place,
+            item_type=self.log_item_types[place],
+            item_prefix=plan.prefix,
+            origin=staged.origin,
+            view=view,
+            rows=sorted_log.rows,
+            files=sorted_log.files,
+            users=sorted_log.users,
+            items=sorted_log.items,
+        )
+        create_ids_table(self.db, log.items_table, [(tasks.folder, log.items)])
         return log
 
     def _only_erased(self, place: str) -> EmptyInput:
@@ -421,12 +450,16 @@ class IngestPipeline:
         return common
 
     def _count_common_in_logs(self) -> int:
-        """Count the users of both a target log and a source log, in a task; in this process if it sorted one of them."""
+        """Count the users of both a target log and a source log, in tasks; in this process if it sorted one of them."""
         sides = [[(self.log_tasks[place].folder, self.logs[place].users) for place in self.places_read[side]] for side in _BOTH]
-        is_sorted_here = any(tasks is not self.tasks for tasks in self.log_tasks.values())
+        parts = sorted(set.intersection(*({number for _, ids in side for number in ids.parts} for side in sides)))
+        calls = [
+            ([[(folder, ids.parts[number]) for folder, ids in side if number in ids.parts] for side in sides],)
+            for number in parts
+        ]
+        is_sorted_here = any(self._is_sorted_here(place) for place in self.logs)
         executor = self.tasks.in_this_process().executor if is_sorted_here else self.tasks.executor
-        (common,) = executor.map(count_common_users, [(sides,)])
-        return int(common)
+        return sum(executor.map(count_common_users, calls))
 
     def _load_users(self, domain: Domain, *, in_lake: bool) -> None:
         users = [f"SELECT NULL::{SQL_TYPES[self.user_type]} AS {USER_ID} WHERE false"]
@@ -453,8 +486,13 @@ class IngestPipeline:
             BadValue: A log is already in the lake with other created times or weights, or under other users; or a replacement would
                 remove more than the settings allow.
         """
+        beside = {place: change for place, change in self.changes.items() if not self._is_sorted_here(place)}
+        run_rounds(
+            self.tasks.executor, [change.compare_rounds() for change in beside.values() if isinstance(change, AppendMissing)]
+        )
         for place, change in self.changes.items():
-            change.compare()
+            if place not in beside:
+                change.compare()
             self.user_ids.ensure_consistent(self.db, self.lake, self.logs[place], appends=self._is_appended(place))
             if isinstance(change, AppendMissing):
                 section = self.settings.domains[place]
@@ -621,6 +659,32 @@ class IngestPipeline:
             f"epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})) FROM {view}"
         ).fetchall()[0]
         return _Extent(users, items, micros_to_datetime(first), micros_to_datetime(last))
+
+
+class _SortPlan(NamedTuple):
+    """How a log is sorted.
+
+    Attributes:
+        domain: Its side.
+        place: Its settings key.
+        prefix: Prefix of its item ids in the lake, perhaps empty.
+        view: Name of the view of its rows, where this process sorts it.
+        tasks: Runs the tasks.
+        job: What they need to know.
+        parts: The staged files that each task of the first round reads.
+        read: Rows that were read, without those of erased users and items; None: the tasks count them.
+        renewed: How many of them a later row superseded, before the log is sorted.
+    """
+
+    domain: Domain
+    place: str
+    prefix: str
+    view: str
+    tasks: LogTasks
+    job: SortJob
+    parts: Sequence[Sequence[str]]
+    read: int | None
+    renewed: int
 
 
 class _Extent(NamedTuple):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sort a log by time into files of bounded size, in two rounds of tasks, so that equal rows are side by side.
+"""Sort logs by time into files of bounded size, in rounds of tasks, so that equal rows are side by side.
 
 Tasks of the first round write rows of a staged log by ranges of time. Those of the second sort a range. Which task gets which rows follows
 from the rows alone, so files are the same wherever and by however many workers they are made.
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
-from scalr_prod.compute import load_segments, read_segments, write_segments, write_tables
+from scalr_prod.compute import TaskRound, load_segments, read_segments, run_rounds, write_segments, write_tables
 from scalr_prod.core import row_groups
+from scalr_prod.core.partitioned import PARTITION_NUMBER, hash_bounds, iter_numbered, partition_number_sql
 from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.ingest.rows import BATCH_ROWS, staged_rows_sql
 from scalr_prod.ingest.suppression import exclude_suppressed
@@ -24,7 +25,7 @@ from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, OPTI
 from scalr_prod.workspace import parquet_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 #: Sort order of events. Rows that are equal in these columns may differ in other mapped ones.
 SORT_COLUMNS: Final = (EVENT_TIMESTAMP, USER_ID, ITEM_ID, CREATED_TIMESTAMP, "weight")
 _BATCH: Final = 65_536
-#: Files of ids that one task merges.
-_MERGED_FILES: Final = 4
+#: Rows for which a log has one id, about: a task merges the ids of `partitioned.PARTITION_ROWS` times as many rows.
+_ROWS_PER_ID: Final = 8
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class DuplicateCounts:
     all_repeated: bool
 
 
-class DistinctIds(NamedTuple):
-    """Distinct users or items of some rows.
+class IdsPart(NamedTuple):
+    """Distinct users or items whose hashes are in one range.
 
     Attributes:
         segment: Where they are, in the folder that tasks write to.
@@ -92,6 +93,22 @@ class DistinctIds(NamedTuple):
 
 
 @dataclass(frozen=True)
+class DistinctIds:
+    """Distinct users or items of some rows.
+
+    Attributes:
+        parts: They, by the number of the range of their hashes; a range without ids has no part. See `ids_bounds`.
+    """
+
+    parts: Mapping[int, IdsPart]
+
+    @property
+    def size(self) -> int:
+        """Their number."""
+        return sum(part.size for part in self.parts.values())
+
+
+@dataclass(frozen=True)
 class SortedLog:
     """A log that was sorted by time.
 
@@ -100,14 +117,16 @@ class SortedLog:
         rows: Rows of the files.
         rows_read: Rows before repeated ones were dropped.
         duplicates: Counts of repeated rows, before they were dropped.
-        ids: Its users and its items; empty if it has no row.
+        users: Its users.
+        items: Its items.
     """
 
     files: tuple[SortedFile, ...]
     rows: int
     rows_read: int
     duplicates: DuplicateCounts
-    ids: tuple[DistinctIds, ...]
+    users: DistinctIds
+    items: DistinctIds
 
 
 class LogRows(Protocol):
@@ -158,6 +177,7 @@ class SortJob:
         rows: The rows.
         columns: Their columns, in the order that rows are sorted by.
         bounds: The first time (µs) of each range but the first.
+        ids_bounds: The first hash of each part of the ids but the first; the same in all logs, whose users are compared.
         drop_duplicates: Keep each distinct row once.
         folder: Where the staged files are, and where tasks write.
     """
@@ -165,6 +185,7 @@ class SortJob:
     rows: LogRows
     columns: Sequence[str]
     bounds: Sequence[int]
+    ids_bounds: Sequence[int]
     drop_duplicates: bool
     folder: ShuffleFolder
 
@@ -182,25 +203,33 @@ def sort_columns(mapped: Collection[str]) -> list[str]:
     return [*SORT_COLUMNS, *(name for name in OPTIONAL_EVENT_COLUMNS if name in mapped)]
 
 
-def sort_log(tasks: LogTasks, job: SortJob, parts: Iterable[Sequence[str]]) -> SortedLog:
-    """Sort a log by time into Parquet files, and collect its users and items.
+def ids_bounds(rows: int) -> list[int]:
+    """Return the bounds that split the hashes of the ids of so many rows into parts that a task merges at once."""
+    return hash_bounds(rows // _ROWS_PER_ID)
+
+
+def sort_logs(tasks: LogTasks, logs: Sequence[tuple[SortJob, Sequence[Sequence[str]]]]) -> list[SortedLog]:
+    """Sort logs by time into Parquet files, at the same time, and collect their users and items.
 
     Args:
         tasks: Runs the tasks.
-        job: The log.
-        parts: Staged files that each task of the first round reads.
+        logs: The logs; for each, the staged files that each task of the first round reads.
 
     Raises:
         ComputeError: A task failed.
     """
+    return run_rounds(tasks.executor, [_sort_log(job, parts) for job, parts in logs])
+
+
+def _sort_log(job: SortJob, parts: Sequence[Sequence[str]]) -> Generator[TaskRound, list[Any], SortedLog]:
+    """Yield the rounds of a log: write its rows by ranges of time, sort each range, merge the ids of the ranges."""
     segments: dict[int, list[Segment]] = defaultdict(list)
-    for written in tasks.executor.map(_write_by_time, ((job, paths) for paths in parts)):
+    for written in (yield TaskRound(_write_by_time, [(job, paths) for paths in parts])):
         for number, segment in written.items():
             segments[number].append(segment)
-    ranges = sorted(
-        tasks.executor.map(_sort_range, ((job, *each) for each in sorted(segments.items()))), key=attrgetter("number")
-    )
-    columns = ([found.users for found in ranges], [found.items for found in ranges])
+    ranges: list[_SortedRange] = yield TaskRound(_sort_range, [(job, *each) for each in sorted(segments.items())])
+    ranges.sort(key=attrgetter("number"))
+    users, items = yield from _merge_ids_of_ranges(job.folder, ranges)
     files = tuple(found.file for found in ranges if found.file is not None)
     repeated, distinct = (sum(getattr(found.duplicates, each) for found in ranges) for each in ("rows", "distinct"))
     return SortedLog(
@@ -208,36 +237,51 @@ def sort_log(tasks: LogTasks, job: SortJob, parts: Iterable[Sequence[str]]) -> S
         sum(file.rows for file in files),
         repeated + distinct,
         DuplicateCounts(repeated, distinct, all(found.duplicates.all_repeated for found in ranges) and bool(files)),
-        tuple(_merge_in_tasks(tasks, ids, job.folder) for ids in columns if ids),
+        users,
+        items,
     )
 
 
-def _merge_in_tasks(tasks: LogTasks, ids: list[DistinctIds], folder: ShuffleFolder) -> DistinctIds:
-    """Return the distinct ids of all ranges."""
-    while len(ids) > 1:
-        groups = [ids[start : start + _MERGED_FILES] for start in range(0, len(ids), _MERGED_FILES)]
-        ids = list(tasks.executor.map(_merge_ids, ((folder, group) for group in groups)))
-    return ids[0]
+def _merge_ids_of_ranges(
+    folder: ShuffleFolder, ranges: Sequence[_SortedRange]
+) -> Generator[TaskRound, list[Any], tuple[DistinctIds, DistinctIds]]:
+    """Yield the round that merges the distinct users and items of all ranges, part by part."""
+    parts: dict[tuple[str, int], list[IdsPart]] = defaultdict(list)
+    for found in ranges:
+        for column, ids in ((USER_ID, found.users), (ITEM_ID, found.items)):
+            for number, part in ids.parts.items():
+                parts[column, number].append(part)
+    merged = {key: some[0] for key, some in parts.items() if len(some) == 1}
+    calls = [(folder, key, some) for key, some in sorted(parts.items()) if len(some) > 1]
+    if calls:
+        merged |= dict((yield TaskRound(_merge_ids, calls)))
+    users, items = (
+        DistinctIds({number: part for (name, number), part in merged.items() if name == column})
+        for column in (USER_ID, ITEM_ID)
+    )
+    return users, items
 
 
-def _merge_ids(connection: DuckDBPyConnection, folder: ShuffleFolder, ids: Sequence[DistinctIds]) -> DistinctIds:
-    """Task: write the distinct ids of some ranges."""
-    create_ids_table(connection, "merged_ids", [(folder, some) for some in ids])
-    merged = _write_ids(connection.sql("FROM merged_ids").to_arrow_table(), folder)
-    connection.execute("DROP TABLE merged_ids")
-    return merged
-
-
-def _write_ids(ids: pa.Table, folder: ShuffleFolder) -> DistinctIds:
+def _merge_ids(
+    connection: DuckDBPyConnection, folder: ShuffleFolder, key: tuple[str, int], parts: Sequence[IdsPart]
+) -> tuple[tuple[str, int], IdsPart]:
+    """Task: write the distinct ids of one part of all ranges; return its column and number, and the ids."""
+    _create_ids_table(connection, "merged_ids", [(folder, part) for part in parts])
+    ids = connection.sql("FROM merged_ids").to_arrow_table()
     (segment,) = write_tables([(0, ids)], folder=folder).values()
-    return DistinctIds(segment, len(ids))
+    connection.execute("DROP TABLE merged_ids")
+    return key, IdsPart(segment, len(ids))
 
 
 def create_ids_table(connection: Any, name: str, ids: Sequence[tuple[ShuffleFolder, DistinctIds]]) -> None:
     """Create or replace a temporary DuckDB table of distinct ids, from the folders that they are in."""
+    _create_ids_table(connection, name, [(folder, part) for folder, some in ids for part in some.parts.values()])
+
+
+def _create_ids_table(connection: Any, name: str, parts: Sequence[tuple[ShuffleFolder, IdsPart]]) -> None:
     import pyarrow as pa
 
-    tables = (read_segments([some.segment], folder=folder) for folder, some in ids)
+    tables = (read_segments([part.segment], folder=folder) for folder, part in parts)
     first = next(tables)
     batches = (batch for table in chain([first], tables) for batch in table.to_batches())
     connection.register("ids", pa.RecordBatchReader.from_batches(first.schema, batches))
@@ -245,10 +289,10 @@ def create_ids_table(connection: Any, name: str, ids: Sequence[tuple[ShuffleFold
     connection.unregister("ids")
 
 
-def count_common_users(connection: Any, sides: Sequence[Sequence[tuple[ShuffleFolder, DistinctIds]]]) -> int:
-    """Task: count the users that both sides have."""
+def count_common_users(connection: Any, sides: Sequence[Sequence[tuple[ShuffleFolder, IdsPart]]]) -> int:
+    """Task: count the users that both sides have, of one part."""
     for number, users in enumerate(sides):
-        create_ids_table(connection, f"users_{number}", users)
+        _create_ids_table(connection, f"users_{number}", users)
     common = connection.sql(f"SELECT count(*) FROM users_0 SEMI JOIN users_1 USING ({USER_ID})").fetchall()[0][0]
     connection.execute("DROP TABLE users_0; DROP TABLE users_1")
     return int(common)
@@ -267,11 +311,20 @@ def _sort_range(connection: DuckDBPyConnection, job: SortJob, number: int, segme
     counter = _DuplicateCounter()
     batches = connection.sql(f"FROM partition_rows ORDER BY {', '.join(job.columns)}").to_arrow_reader(_BATCH)
     file = write_sorted_file(counter.count(batches, drop=job.drop_duplicates), job.folder)
-    ids = [connection.sql(f"SELECT DISTINCT {name} FROM partition_rows").to_arrow_table() for name in (USER_ID, ITEM_ID)]
-    written = write_tables(enumerate(ids), folder=job.folder)
-    users, items = (DistinctIds(written[number], len(some)) for number, some in enumerate(ids))
+    users, items = (_write_ids(connection, name, job) for name in (USER_ID, ITEM_ID))
     connection.execute("DROP TABLE partition_rows")
     return _SortedRange(number, file, counter.counts, users, items)
+
+
+def _write_ids(connection: DuckDBPyConnection, name: str, job: SortJob) -> DistinctIds:
+    """Write the distinct ids of a range by parts of their hashes."""
+    number = partition_number_sql(f"(hash({name}) >> 1)::BIGINT", job.ids_bounds)
+    ids = connection.sql(
+        f"SELECT {name}, {number} AS {PARTITION_NUMBER} FROM (SELECT DISTINCT {name} FROM partition_rows) ORDER BY {PARTITION_NUMBER}"
+    ).to_arrow_table()
+    parts = dict(iter_numbered(ids.to_batches(), PARTITION_NUMBER))
+    segments = write_tables(parts.items(), folder=job.folder)
+    return DistinctIds({part: IdsPart(segments[part], len(rows)) for part, rows in parts.items()})
 
 
 def write_sorted_file(batches: Iterable[pa.RecordBatch], folder: ShuffleFolder) -> SortedFile | None:

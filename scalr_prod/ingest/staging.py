@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scalr_prod.compute import ShuffleFolder
+from scalr_prod.compute import ShuffleFolder, TaskRound, run_rounds
 from scalr_prod.core.partitioned import sample_stride
 from scalr_prod.errors import EmptyInput
 from scalr_prod.ingest.column_mapping import ColumnSelection
@@ -37,7 +37,7 @@ from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITE
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
     from pathlib import Path
 
     from duckdb import DuckDBPyConnection
@@ -422,29 +422,42 @@ def open_log_input(settings: Settings, place: str) -> LogInput:
     return log if reader is None else replace(log, files=FilesLog(source, reader))
 
 
-def stage_events(
-    settings: Settings, log: LogInput, files: Sequence[LogFiles], tasks: LogTasks, *, count: Callable[[int], None]
-) -> StagedEvents:
-    """Stage a domain's log, reading it once.
+def stage_logs(
+    settings: Settings,
+    logs: Mapping[str, LogInput],
+    files: Mapping[str, Sequence[LogFiles]],
+    tasks: LogTasks,
+    *,
+    count: Callable[[int], None],
+) -> dict[str, StagedEvents]:
+    """Stage the logs of domains, reading each once. Files of all logs are read at the same time.
 
     Args:
         settings: The project's settings.
-        log: The log.
-        files: What each task reads, see `LogInput.plan`.
+        logs: The logs, by settings key.
+        files: What each task reads, by settings key; see `LogInput.plan`.
         tasks: Runs the tasks.
         count: Called with the number of rows of each batch, or of each part.
 
     Raises:
-        InputError: The log cannot be read, is empty, lacks a column, or holds an invalid cell.
+        InputError: A log cannot be read, is empty, lacks a column, or holds an invalid cell.
         ComputeError: A task failed.
     """
+    works = [_stage_log(settings, log, files[place], tasks, count) for place, log in logs.items()]
+    return dict(zip(logs, run_rounds(tasks.executor, works), strict=True))
+
+
+def _stage_log(
+    settings: Settings, log: LogInput, files: Sequence[LogFiles], tasks: LogTasks, count: Callable[[int], None]
+) -> Generator[TaskRound, list[Any], StagedEvents]:
+    """Yield the round that parses a log's files."""
     section, place = log.section, log.place
-    parts = [_parse_log(settings, log, tasks.folder, count)] if log.files is None else []
-    shared = (some if tasks.executor.is_local else some.share(tasks.folder) for some in files)
-    calls = ((log, log.files, tasks.folder, number, some) for number, some in enumerate(shared))
-    for part in tasks.executor.map(_parse_files, calls):
-        parts.append(part)
-        count(part.rows)
+    if log.files is None:
+        parts = [_parse_log(settings, log, tasks.folder, count)]
+    else:
+        shared = (some if tasks.executor.is_local else some.share(tasks.folder) for some in files)
+        calls = ((log, log.files, tasks.folder, number, some) for number, some in enumerate(shared))
+        parts = yield TaskRound(_parse_files, calls, lambda part: count(part.rows))
     parts.sort(key=attrgetter("number"))
     cells = EventParser(section, place)
     for part in parts:
@@ -525,7 +538,7 @@ def _stage_consents(settings: Settings, place: str, folder: Path, log_users: IdP
     """Stage a domain's file of consents: `CONSENT_COLUMNS` without times.
 
     Raises:
-        InputError: As for `stage_events`; or its ids are of another type than those of the log.
+        InputError: As for `stage_logs`; or its ids are of another type than those of the log.
     """
     section = settings.domains[place]
     path, users = section.consent or "", IdParser()
@@ -548,7 +561,7 @@ def stage_items(settings: Settings, place: str, folder: Path) -> StagedItems | N
     """Stage a domain's item file, reading it once; None if the settings name none.
 
     Raises:
-        InputError: As for `stage_events`.
+        InputError: As for `stage_logs`.
     """
     section = settings.domains[place]
     if section.items is None:

@@ -11,7 +11,15 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.compute import FilePart, open_executor, plan_file_parts, shuffle_folder, write_segments, write_tables
+from scalr_prod.compute import (
+    FilePart,
+    open_executor,
+    plan_file_parts,
+    rows_per_task,
+    shuffle_folder,
+    write_segments,
+    write_tables,
+)
 from scalr_prod.core.delta_log import files_in_time_range, row_count_by_file
 from scalr_prod.core.partitioned import hash_bounds, quantile_bounds
 from scalr_prod.core.timestamps import to_micros
@@ -62,7 +70,7 @@ if TYPE_CHECKING:
 ITEM_EVENTS: Final = "item_events"
 #: Most users whose source events alone are read to measure drift; of more, those of all users are read.
 _FEW_USERS: Final = 1_000_000
-#: Rows that a task of the first round reads, about.
+#: Rows that a task of the first round reads at most, about.
 _TASK_ROWS: Final = 1_000_000
 #: Processor time of a row, event or candidate, in all rounds.
 _SECONDS_PER_ROW: Final = 3e-6
@@ -218,13 +226,13 @@ def _plan(
     views = [f"{kind}_events WHERE {condition}" for kind, condition in conditions.items()]
     keys = " UNION ALL ".join(f"SELECT {USER_ID} FROM {view}" for view in (*views, f"candidates WHERE {USER_ID} IS NOT NULL"))
     ((rows,),) = connection.execute(f"SELECT count(*) FROM ({keys})").fetchall()
-    groups = list_row_groups(files)
-    parts: list[EventPart | CandidatePart] = [CandidatePart(chunk) for chunk in chunk_row_groups(groups, _TASK_ROWS)]
+    groups, task_rows = list_row_groups(files), rows_per_task(rows, _TASK_ROWS)
+    parts: list[EventPart | CandidatePart] = [CandidatePart(chunk) for chunk in chunk_row_groups(groups, task_rows)]
     for kind in conditions:
         counted = row_count_by_file(opened[kind if kind == "published" else f"{kind}_events"])
         wanted = {name: count for name, count in counted.items() if name in in_range.get(kind, counted)}
         # One task at least, since items come from target events.
-        parts += [EventPart(kind, part) for part in plan_file_parts(wanted, _TASK_ROWS) or [FilePart(())]]
+        parts += [EventPart(kind, part) for part in plan_file_parts(wanted, task_rows) or [FilePart(())]]
     bounds = quantile_bounds(connection, f"({keys})", USER_ID, rows)
     # Tasks read the tables, and not the views of what was known.
     known = f"{CREATED_TIMESTAMP} <= {timestamp_literal(spec.as_of)}"

@@ -4,9 +4,9 @@
 Histories are sorted by user and item statistics by item, so a join of consecutive users reads only its range of the table. In time order
 each join would read the whole table, and the total would grow quadratically.
 
-Three rounds of tasks (`scalr_prod.compute`) regroup the rows. The first counts the rows of each user and item; a task for each key then
-bounds the ranges. The second writes the spine's keys by ranges of users and by ranges of items. The third joins the features of each
-range, and writes them by the group of files that each row belongs to.
+Three rounds of tasks (`scalr_prod.compute`) regroup the rows. The first counts the rows of each user and item in a sample; a task for each
+key then bounds the ranges. The second writes the spine's keys by ranges of users and by ranges of items. The third joins the features of
+each range, and writes them by the group of files that each row belongs to.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from scalr_prod.compute import load_segments, read_segments, write_segments, write_tables
+from scalr_prod.compute import load_segments, read_segments, rows_per_task, write_segments, write_tables
 from scalr_prod.features import references_by_key
 from scalr_prod.schemas import USER_ID
 from scalr_prod.training_set.feature_join import join_features
@@ -37,8 +37,12 @@ if TYPE_CHECKING:
 
 #: Column of a row's number in the order of time.
 ROW: Final = "row"
-#: Spine rows that a task of the first two rounds reads, about.
+#: Spine rows that a task of the first two rounds reads at most, about.
 _TASK_ROWS: Final = 2_000_000
+#: Rows of a range that are counted to bound it: its size then varies by one percent.
+_COUNTED_ROWS: Final = 8_000
+#: Share of the rows of a join that a range has: few ranges are larger than a join, and joined in two parts.
+_RANGE_SHARE: Final = 0.95
 
 
 @dataclass(frozen=True)
@@ -171,9 +175,9 @@ def join_by_key(
 def _by_task(groups: Sequence[SpineGroup]) -> Iterator[list[SpineGroup]]:
     """Yield the groups that each task of the first two rounds reads."""
     some: list[SpineGroup] = []
-    rows = 0
+    rows, most = 0, rows_per_task(sum(group.rows for group in groups), _TASK_ROWS)
     for group in groups:
-        if some and rows + group.rows > _TASK_ROWS:
+        if some and rows + group.rows > most:
             yield some
             some, rows = [], 0
         some.append(group)
@@ -193,9 +197,15 @@ def _load_keys(connection: DuckDBPyConnection, job: FeatureJob, groups: Iterable
 def _count_rows(
     connection: DuckDBPyConnection, job: FeatureJob, keys: Sequence[str], groups: Sequence[SpineGroup]
 ) -> dict[str, Segment]:
-    """Task of the first round: count the rows of each user and of each item among some rows."""
+    """Task of the first round: count the rows of each user and of each item in an even sample of some rows."""
     _load_keys(connection, job, groups)
-    counts = (connection.sql(f"SELECT {key}, count(*) AS rows FROM spine_keys GROUP BY {key}").to_arrow_table() for key in keys)
+    stride = max(job.limit // _COUNTED_ROWS, 1)
+    counts = (
+        connection.sql(
+            f"SELECT {key}, count(*) * {stride} AS rows FROM spine_keys WHERE {ROW} % {stride} = 0 GROUP BY {key}"
+        ).to_arrow_table()
+        for key in keys
+    )
     segments = write_tables(enumerate(counts), folder=job.folder)
     connection.execute("DROP TABLE spine_keys")
     return {key: segments[number] for number, key in enumerate(keys)}
@@ -215,7 +225,8 @@ def _range_bounds(
     )
     rows, most = connection.execute("SELECT sum(rows)::BIGINT, max(rows) FROM counted").fetchall()[0]
     # Keys are not split, so a range may exceed the target by the rows of its last key.
-    ranges = rows // max(job.limit - most, job.limit // 2) + 1
+    limit = int(job.limit * _RANGE_SHARE) if job.limit > _COUNTED_ROWS else job.limit
+    ranges = rows // max(limit - most, limit // 2) + 1
     first = connection.execute(f"""
         SELECT min({key}) AS first
         FROM (SELECT {key}, (sum(rows) OVER (ORDER BY {key}) - rows) * {ranges} // {rows} AS number FROM counted)

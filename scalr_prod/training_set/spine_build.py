@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
-from scalr_prod.compute import load_segments, plan_file_parts
+from scalr_prod.compute import load_segments, plan_file_parts, rows_per_task, task_size
 from scalr_prod.core import partitioned
 from scalr_prod.core.delta_log import UNBOUNDED, arrow_schema, file_time_bounds, row_count_by_file
 from scalr_prod.core.partitioned import hash_bounds, quantile_bounds
@@ -50,12 +50,14 @@ if TYPE_CHECKING:
 
 #: Columns of the event tables beside the keys.
 _COLUMNS: Final = {Table.TARGET_EVENTS: ("weight",), Table.SYNTHETIC_TARGET_EVENTS: ("weight", "run_id", "source_domain")}
-#: Events that a task of the first round reads, about.
+#: Events that a task of the first round reads at most, about.
 _TASK_EVENTS: Final = 1_000_000
 #: Maximum number of window reads per file: each costs as much as about ten thousand rows.
 _READS: Final = 4
 #: Negatives that take as much memory to draw as a row takes to sort.
 _DRAWS_PER_ROW: Final = 4
+#: Rows of a partition of users at least, of which a draw is a quarter: half a second of work.
+_LEAST_USER_ROWS: Final = 125_000
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,17 @@ class SpinePlan:
     @property
     def user_bounds(self) -> list[int]:
         """The first hash of each partition of users but the first."""
-        return hash_bounds(self.rows_by_user)
+        most = partitioned.PARTITION_ROWS
+        return hash_bounds(self.rows_by_user, round(task_size(self.rows_by_user, least=_LEAST_USER_ROWS, most=most)))
 
     @property
     def tasks(self) -> int:
         """Number of tasks of the largest round, about; small files count as one."""
         return max(
-            -(-self.events_read // _TASK_EVENTS), len(self.user_bounds) + 1, -(-self.rows // partitioned.PARTITION_ROWS), 1
+            -(-self.events_read // rows_per_task(self.events_read, _TASK_EVENTS)),
+            len(self.user_bounds) + 1,
+            -(-self.rows // partitioned.PARTITION_ROWS),
+            1,
         )
 
 
@@ -119,7 +125,11 @@ def plan_spine(settings: Settings, window: LabelWindow, events: Mapping[Table, D
         window=window,
         spans=spans,
         events=events,
-        parts=[part for table, times in read.items() for part in _plan_parts(table, events[table], times)],
+        parts=[
+            part
+            for table, times in read.items()
+            for part in _plan_parts(table, events[table], times, rows_per_task(all_real + synthetic, _TASK_EVENTS))
+        ],
         events_read=all_real + synthetic,
         rows=real * (1 + options.negatives_per_event) + synthetic,
         rows_by_user=rows_by_user,
@@ -238,11 +248,11 @@ def _time_bounds(tasks: BuildTasks, plan: SpinePlan, negatives: int) -> list[int
     return quantile_bounds(tasks.connection, f"({' UNION ALL '.join(times)})", EVENT_TIMESTAMP, plan.rows)
 
 
-def _plan_parts(table: Table, delta: DeltaTable, times: Sequence[Span]) -> Iterator[ViewPart]:
+def _plan_parts(table: Table, delta: DeltaTable, times: Sequence[Span], task_rows: int) -> Iterator[ViewPart]:
     bounds, counted = file_time_bounds(delta, EVENT_TIMESTAMP), row_count_by_file(delta)
     for low, high in _merge_spans(_READS, times):
         rows = {name: counted[name] for name, (first, last) in bounds.items() if first < high and last >= low}
-        for files in plan_file_parts(rows, _TASK_EVENTS):
+        for files in plan_file_parts(rows, task_rows):
             yield ViewPart(table, (low, high), files)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
 
+from scalr_prod.compute import task_size
 from scalr_prod.core.redaction import redact, redact_url, url_secrets
 from scalr_prod.core.row_groups import iter_batches
 from scalr_prod.errors import BadValue, UnreadableInput
@@ -51,8 +52,9 @@ _UNPACKED_BYTES = 1 << 20
 #: Processor time of all of an ingest for a byte of a log, by format, and how many times larger a compressed file is unpacked.
 _SECONDS_PER_BYTE: Final = {"parquet": 2e-7, "csv": 1e-7, "jsonl": 1e-7}
 _EXPANSION: Final = 6
-#: Processor time of an ingest for what a task reads, about: two million rows.
-_TASK_S: Final = 8.0
+#: Processor time of an ingest for what a task reads: about 250 thousand to two million rows.
+_LEAST_TASK_S: Final = 1.0
+_MOST_TASK_S: Final = 8.0
 #: Files of at most this size when decompressed are exempt from the limit on the compression ratio.
 _ANY_EXPANSION_BYTES: Final = 64 << 20
 
@@ -128,21 +130,28 @@ class FilesReader:
             InputError: As for `read`.
         """
         self._check(source)
+        files = [self._measure(resolved) for resolved in expand_files(source)]
+        task_s = task_size(sum(file.work_s for _, file in files), least=_LEAST_TASK_S, most=_MOST_TASK_S)
         found: list[LogFiles] = []
         pending: list[LogFile] = []
-        for url, filesystem, path in expand_files(source):
-            kind, size = self.kind or _format_of(url), int(filesystem.info(path).get("size") or 0)
-            work_s = size * _SECONDS_PER_BYTE[kind] * (_EXPANSION if _is_compressed(path) else 1)
-            file = LogFile(url, path, work_s, is_local=_is_local(filesystem))
-            if kind == "parquet" and work_s > _TASK_S:
-                with _readable(url, kind, by_name=self.kind is None), filesystem.open(path, "rb") as stream:
-                    found += [LogFiles((part,)) for part in _divide(file, stream)]
+        for filesystem, file in files:
+            kind = self.kind or _format_of(file.url)
+            if kind == "parquet" and file.work_s > task_s:
+                with _readable(file.url, kind, by_name=self.kind is None), filesystem.open(file.path, "rb") as stream:
+                    found += [LogFiles((part,)) for part in _divide(file, stream, task_s)]
                 continue
-            if pending and sum(each.work_s for each in pending) + work_s > _TASK_S:
+            if pending and sum(each.work_s for each in pending) + file.work_s > task_s:
                 found.append(LogFiles(tuple(pending)))
                 pending = []
             pending.append(file)
         return [*found, LogFiles(tuple(pending))] if pending else found
+
+    def _measure(self, resolved: ResolvedPath) -> tuple[Any, LogFile]:
+        """Return a file's file system, and the file with an estimate of its work."""
+        url, filesystem, path = resolved
+        kind, size = self.kind or _format_of(url), int(filesystem.info(path).get("size") or 0)
+        work_s = size * _SECONDS_PER_BYTE[kind] * (_EXPANSION if _is_compressed(path) else 1)
+        return filesystem, LogFile(url, path, work_s, is_local=_is_local(filesystem))
 
     def read_files(self, source: LogSource, files: LogFiles, folder: ShuffleFolder) -> Generator[Batch, None, None]:
         """Stream some of the files that `plan` found.
@@ -274,12 +283,12 @@ def _is_compressed(path: str) -> bool:
     return PurePosixPath(path).suffix.lower() in _COMPRESSED
 
 
-def _divide(file: LogFile, stream: Any) -> Iterator[LogFile]:
+def _divide(file: LogFile, stream: Any, task_s: float) -> Iterator[LogFile]:
     """Divide the row groups of a Parquet file among tasks, about evenly by rows."""
     import pyarrow.parquet as pq
 
     metadata = pq.read_metadata(stream)
-    tasks = -(-file.work_s // _TASK_S)
+    tasks = -(-file.work_s // task_s)
     first = row = since = 0
     for number in range(metadata.num_row_groups):
         row += metadata.row_group(number).num_rows

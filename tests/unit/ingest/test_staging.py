@@ -90,7 +90,8 @@ def test_files_are_divided_by_their_size_and_every_row_is_read_once(tmp_path, mo
         pq.write_table(pa.table({"user_id": some}), log / f"{name}.parquet", row_group_size=size)
     (log / "d.csv").write_text("user_id\n" + "\n".join(rows[320:]) + "\n")
     small = (log / "b.parquet").stat().st_size
-    monkeypatch.setattr(files, "_TASK_S", 2.5 * small)
+    for size in ("_LEAST_TASK_S", "_MOST_TASK_S"):
+        monkeypatch.setattr(files, size, 2.5 * small)
     source, reader = LogSource(str(log), ColumnSelection(("user_id",), "x")), FilesReader()
     planned = reader.plan(source)
     shapes = [[(file.url.rpartition("/")[2], file.row, file.groups) for file in task.files] for task in planned]
