@@ -4,8 +4,11 @@ Made logs (`bench_scale`), the target log a tenth of the source's. A scheduler a
 own, which have imported what tasks need before the clock starts; the stages run in this process, which is the driver. `driver_s`,
 `workers_s` and `scheduler_s` are seconds of processor time; `alone` is all in this process, without a cluster. `ingest` reads the first
 three quarters of both logs, `ingest_again` all of them, of which three quarters are in the lake. `training_set` has real events and four
-negatives for each. `driver_share` is the driver's part of the driver's and the workers' time. `same` tells whether the tables' files and
-the training set's rows have the same bytes each time.
+negatives for each. `same` tells whether the tables' files and the training set's rows have the same bytes each time.
+
+A driver that waits for a task uses the processor, too, for messages and to look whether the task has ended. This ends sooner the more
+workers there are, so it is told apart: `waiting_s` is the time during which the workers were busy, times what a driver uses that waits
+for one long task. `driver_share` is the driver's part, without this, of the driver's and the workers' time.
 
 `rate_of_16` says how many times as fast as one worker 16 would do the stage, each with a core of its own: the tasks of each round, as long
 as they took one worker, are given to 16 in their order; a round begins when the one before has ended, and the driver's own time is added
@@ -43,6 +46,8 @@ EVENTS = int(os.environ.get("SCALR_BENCH_EVENTS", "6000000"))
 STAGES = ("ingest", "ingest_again", "histories", "training_set")
 WORKERS = (1, 2)
 SIMULATED = 16
+#: Seconds of the task that a driver waits for.
+WAITED_S = 20
 #: What tasks of the stages import.
 MODULES = (
     "great_expectations",
@@ -57,16 +62,18 @@ MODULES = (
 def main() -> dict[str, Any]:
     figures: dict[str, Any] = {}
     digests = set()
+    waiting = 0.0
     with tempfile.TemporaryDirectory() as scratch:
         write_logs(Path(scratch), EVENTS)
         for workers in (0, *WORKERS):
             name = "alone" if not workers else f"{workers} workers"
             home = Path(scratch) / name.replace(" ", "_")
             with cluster(Path(scratch), workers) as (address, processes):
-                figures[name] = stages(Path(scratch), home, address, processes)
+                waiting = waiting_share(address) if address and not waiting else waiting
+                figures[name] = stages(Path(scratch), home, address, processes, waiting)
             digests.add(digest(home))
             print(f"  {name}: {figures[name]}", flush=True)
-    return {"source_events": EVENTS, "stages": figures, "same": len(digests) == 1}
+    return {"source_events": EVENTS, "waiting_share": round(waiting, 4), "stages": figures, "same": len(digests) == 1}
 
 
 @contextmanager
@@ -110,7 +117,23 @@ def cluster(folder: Path, workers: int) -> Iterator[tuple[str | None, list[psuti
             process.wait()
 
 
-def stages(folder: Path, home: Path, address: str | None, processes: list[psutil.Process]) -> dict[str, dict[str, float]]:
+def waiting_share(address: str) -> float:
+    """The processor seconds of a driver for each second that it waits for a task."""
+    from distributed import Client
+
+    from scalr_prod.compute import Cluster
+
+    with Client(address, set_as_default=False) as client:
+        found = Cluster(client)
+        list(found.map(time.sleep, [(0.1,)]))
+        began, used_before = time.monotonic(), time.process_time()
+        list(found.map(time.sleep, [(WAITED_S,)]))
+        return (time.process_time() - used_before) / (time.monotonic() - began)
+
+
+def stages(
+    folder: Path, home: Path, address: str | None, processes: list[psutil.Process], waiting: float
+) -> dict[str, dict[str, float]]:
     """Processor seconds of each stage."""
     from scalr_prod.config.settings import load_settings
     from scalr_prod.features import apply_feature_repo
@@ -139,7 +162,7 @@ def stages(folder: Path, home: Path, address: str | None, processes: list[psutil
     figures = {}
     for stage in STAGES:
         with timed_tasks() as rounds:
-            figures[stage] = measured(lambda stage=stage: work[stage](settings), processes)
+            figures[stage] = measured(lambda stage=stage: work[stage](settings), processes, waiting)
         if len(processes) == 1 + 1:
             figures[stage][f"rate_of_{SIMULATED}"] = simulated_rate(figures[stage], rounds)
     return figures
@@ -183,7 +206,8 @@ def simulated_rate(figures: dict[str, float], rounds: list[list[float]]) -> floa
         for task in seconds:
             heapq.heapreplace(busy_until, busy_until[0] + task + around)
         ends += max(busy_until)
-    return round((figures["workers_s"] + figures["driver_s"]) / (ends + figures["driver_s"]), 1)
+    own = figures["driver_s"] - figures["waiting_s"]
+    return round((figures["workers_s"] + own) / (ends + own), 1)
 
 
 def logs(folder: Path, share: float) -> dict[str, dict[str, str]]:
@@ -201,7 +225,7 @@ def logs(folder: Path, share: float) -> dict[str, dict[str, str]]:
     return found
 
 
-def measured(work: Callable[[], object], processes: list[psutil.Process]) -> dict[str, float]:
+def measured(work: Callable[[], object], processes: list[psutil.Process], waiting: float) -> dict[str, float]:
     """Seconds of processor time of the driver, the workers and the scheduler."""
     before, started = [used(process) for process in processes], time.process_time()
     work()
@@ -209,8 +233,9 @@ def measured(work: Callable[[], object], processes: list[psutil.Process]) -> dic
     scheduler, *workers = [used(process) - earlier for process, earlier in zip(processes, before, strict=True)] or [0.0]
     figures = {"driver_s": driver}
     if workers:
-        figures |= {"workers_s": sum(workers), "longest_worker_s": max(workers), "scheduler_s": scheduler}
-        figures["driver_share"] = driver / (driver + sum(workers))
+        figures |= {"waiting_s": waiting * max(workers), "workers_s": sum(workers), "longest_worker_s": max(workers)}
+        own = driver - figures["waiting_s"]
+        figures |= {"scheduler_s": scheduler, "driver_share": own / (own + sum(workers))}
     return {name: round(value, 3) for name, value in figures.items()}
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+import uuid
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import get_all_start_methods
 from pathlib import Path
@@ -96,7 +97,9 @@ class Cluster:
         def submit_next() -> None:
             call = next(queue, None)
             if call is not None:
-                future = self._client.submit(task, *call, pure=False)
+                future = self._client.submit(
+                    _make_call, _Call(task, call), key=f"{task.__name__}-{uuid.uuid4().hex}", pure=False
+                )
                 pending.add(future)
                 running.add(future)
 
@@ -143,6 +146,19 @@ class Cluster:
             where=f"Dask at {self._client.scheduler.address}",
             next_step=f"fix the cause, then {self._resume}",
         ) from error
+
+
+class _Call:
+    """A task and its arguments. Dask would look for futures in each part of them: a millisecond for a few hundred segments."""
+
+    __slots__ = ("arguments", "task")
+
+    def __init__(self, task: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self.task, self.arguments = task, arguments
+
+
+def _make_call(call: _Call) -> Any:
+    return call.task(*call.arguments)
 
 
 @contextmanager

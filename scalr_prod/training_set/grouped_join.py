@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 ROW: Final = "row"
 #: Spine rows that a task of the first two rounds reads at most, about.
 _TASK_ROWS: Final = 2_000_000
-#: Rows of a range that are counted to bound it: its size then varies by one percent.
-_COUNTED_ROWS: Final = 8_000
+#: Rows of a range that are counted to bound it: its size then varies by two percent.
+_COUNTED_ROWS: Final = 2_000
 #: Share of the rows of a join that a range has: few ranges are larger than a join, and joined in two parts.
 _RANGE_SHARE: Final = 0.95
 

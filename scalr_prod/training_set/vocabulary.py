@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
 
+from scalr_prod.compute import read_segments, write_tables
 from scalr_prod.core.id_index import IdIndex
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.schemas import ITEM_ID, USER_ID
 from scalr_prod.training_set.manifest import write_parquet
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pyarrow.fs import FileSystem
 
-    from scalr_prod.compute import Executor, SharedFiles, ShuffleFolder
+    from scalr_prod.compute import Executor, Segment, SharedFiles, ShuffleFolder
     from scalr_prod.training_set.manifest import FileEntry
 
 
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 VOCABULARY_FOLDER: Final = "vocabulary"
 SOURCE_HISTORY_COLUMN: Final = "source_user_history__item_ids"
 TARGET_HISTORY_COLUMN: Final = "target_user_history__item_ids"
+
+#: Files of ids that a task merges, so that the last task of a kind reads few ids twice.
+_MERGED_FILES: Final = 16
 
 IdKind = Literal["users", "target_items", "source_items"]
 
@@ -162,7 +167,9 @@ def write_ids(rows: pa.Table, path: str, files: FileSystem) -> FileEntry:
 
 
 def write_vocabulary(executor: Executor, ids: SharedFiles, output: ShuffleFolder, folder: Path) -> dict[str, FileEntry]:
-    """Write all ids of a version, sorted, one Parquet file per kind, in a task each; return the entries in the manifest.
+    """Write all ids of a version, sorted, one Parquet file per kind; return the entries in the manifest.
+
+    Tasks of a first round merge the ids of some files each, those of a second one all ids of a kind.
 
     Args:
         executor: Runs the tasks.
@@ -170,26 +177,40 @@ def write_vocabulary(executor: Executor, ids: SharedFiles, output: ShuffleFolder
         output: Where tasks write.
         folder: The version's folder.
     """
+    some = (ids._replace(paths=ids.paths[since : since + _MERGED_FILES]) for since in range(0, len(ids.paths), _MERGED_FILES))
+    merged = list(executor.map(_merge_files, ((each, output) for each in some)))
+    calls = ((kind, [segments[kind] for segments in merged], output) for kind in get_args(IdKind))
     entries = {}
-    for kind, path, entry in executor.map(_write_kind, ((ids, output, kind) for kind in get_args(IdKind))):
+    for kind, path, entry in executor.map(_write_kind, calls):
         name = f"{VOCABULARY_FOLDER}/{kind}.parquet"
         output.take(path, folder / name)
         entries[name] = entry
     return entries
 
 
-def _write_kind(
-    connection: DuckDBPyConnection, ids: SharedFiles, output: ShuffleFolder, kind: IdKind
-) -> tuple[IdKind, str, FileEntry]:
-    """Task: write all ids of a kind, and return the kind, the file's path and its entry in the manifest."""
+def _merge_files(connection: DuckDBPyConnection, ids: SharedFiles, output: ShuffleFolder) -> dict[IdKind, Segment]:
+    """Task of the first round: write the distinct ids of some files, by kind."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    files, path = ids.folder.open(), output.new_path(".parquet")
-    lists = (pq.read_table(each, columns=[kind], filesystem=files, partitioning=None) for each in ids.paths)
-    schema = pq.read_schema(ids.paths[0], filesystem=files)
-    batches = (batch for rows in lists for batch in rows.to_batches())
-    connection.register("ids", pa.RecordBatchReader.from_batches(pa.schema([schema.field(kind)]), batches))
-    found = connection.sql(f"SELECT DISTINCT id FROM (SELECT unnest({kind}) AS id FROM ids) ORDER BY id").to_arrow_table()
+    files = ids.folder.open()
+    rows = pa.concat_tables(pq.read_table(path, filesystem=files, partitioning=None) for path in ids.paths)
+    connection.register("ids", rows)
+    kinds: tuple[IdKind, ...] = get_args(IdKind)
+    found = [
+        connection.sql(f"SELECT DISTINCT id FROM (SELECT unnest({kind}) AS id FROM ids)").to_arrow_table() for kind in kinds
+    ]
+    connection.unregister("ids")
+    segments = write_tables(enumerate(found), folder=output)
+    return {kind: segments[number] for number, kind in enumerate(kinds)}
+
+
+def _write_kind(
+    connection: DuckDBPyConnection, kind: IdKind, segments: Sequence[Segment], output: ShuffleFolder
+) -> tuple[IdKind, str, FileEntry]:
+    """Task of the second round: write all ids of a kind, and return the kind, the file's path and its entry in the manifest."""
+    path = output.new_path(".parquet")
+    connection.register("ids", read_segments(segments, folder=output))
+    found = connection.sql("SELECT DISTINCT id FROM ids ORDER BY id").to_arrow_table()
     connection.unregister("ids")
     return kind, path, write_parquet(found.combine_chunks(), path, output.open(), compression="zstd")
