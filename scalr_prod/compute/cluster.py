@@ -98,7 +98,7 @@ class Cluster:
             call = next(queue, None)
             if call is not None:
                 future = self._client.submit(
-                    _make_call, _Call(task, call), key=f"{task.__name__}-{uuid.uuid4().hex}", pure=False
+                    _make_call, _OpaqueCall(task, call), key=f"{task.__name__}-{uuid.uuid4().hex}", pure=False
                 )
                 pending.add(future)
                 running.add(future)
@@ -148,7 +148,7 @@ class Cluster:
         ) from error
 
 
-class _Call:
+class _OpaqueCall:
     """A task and its arguments. Dask would look for futures in each part of them: a millisecond for a few hundred segments."""
 
     __slots__ = ("arguments", "task")
@@ -157,7 +157,7 @@ class _Call:
         self.task, self.arguments = task, arguments
 
 
-def _make_call(call: _Call) -> Any:
+def _make_call(call: _OpaqueCall) -> Any:
     return call.task(*call.arguments)
 
 

@@ -248,6 +248,7 @@ def test_an_unexpected_error_names_the_command(small, here, tmp_path, monkeypatc
         pytest.param(grouped_join, "_write_ranges", marks=long),
         pytest.param(grouped_join, "_join_range", marks=long),
         pytest.param(features, "_write_files", marks=long),
+        pytest.param(vocabulary, "_merge_files", marks=long),
         pytest.param(vocabulary, "_write_kind", marks=long),
         pytest.param(training_set, "judge_range", marks=long),
     ],
