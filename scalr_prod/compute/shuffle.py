@@ -184,13 +184,21 @@ def read_segments(segments: Iterable[Segment], *, folder: ShuffleFolder, columns
     """
     import pyarrow as pa
 
-    files, tables = folder.open(), []
+    return pa.concat_tables(iter_segment_tables(segments, folder=folder, columns=columns))
+
+
+def iter_segment_tables(
+    segments: Iterable[Segment], *, folder: ShuffleFolder, columns: int | None = None
+) -> Iterator[pa.Table]:
+    """Yield the rows of each segment, see `read_segments`."""
+    import pyarrow as pa
+
+    files = folder.open()
     options = pa.ipc.IpcReadOptions(included_fields=None if columns is None else list(range(columns)))
     for segment in segments:
         with files.open_input_file(segment.path) as file:
             file.seek(segment.offset)
-            tables.append(pa.ipc.open_stream(file.read_buffer(segment.size), options=options).read_all())
-    return pa.concat_tables(tables)
+            yield pa.ipc.open_stream(file.read_buffer(segment.size), options=options).read_all()
 
 
 def load_segments(

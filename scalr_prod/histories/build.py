@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from scalr_prod.core.delta_log import arrow_schema, diff_files, row_count
 from scalr_prod.core.jsonable import Jsonable
@@ -15,9 +15,9 @@ from scalr_prod.errors import CommitFailed
 from scalr_prod.histories.full_build import TableBuild, write_all_rows
 from scalr_prod.histories.incremental import BuildRecord, EventsTable, find_new_events, sort_new_events
 from scalr_prod.histories.row_stream import DAY_US, RowStream, late_step_us, row_limit
-from scalr_prod.lake import CommitMetadata, Lake, check_domains, commit_record
+from scalr_prod.lake import CommitMetadata, Lake, check_domains, commit_record, corrections_since
 from scalr_prod.schemas import Table
-from scalr_prod.workspace import open_duckdb, staging_folder
+from scalr_prod.workspace import SuppressionList, open_duckdb, staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 #: Part of every commit's key: increase it when the meaning of rows changes, so that tables are rebuilt.
 _LAYOUT = 2
+#: Times that a table is built if events are removed meanwhile.
+_PASSES: Final = 3
 _EVENTS = {
     Table.SOURCE_USER_HISTORY: Table.SOURCE_EVENTS,
     Table.TARGET_USER_HISTORY: Table.TARGET_EVENTS,
@@ -159,25 +161,34 @@ def build_tables(
     """
     names = dict.fromkeys(_EVENTS.values())
     events = {name: EventsTable(lake, name, opened[name] if name in opened else lake.open_table(name)) for name in names}
-    builds = [TableBuild(settings, lake, table, lake.open_table(table), events[name]) for table, name in _EVENTS.items()]
+    builds = {table: TableBuild(settings, lake, table, lake.open_table(table), events[name]) for table, name in _EVENTS.items()}
     for each in events.values():  # after the tables, to include what another process has just built from
         lake.refresh(each.table, each.current)
-    outdated = [build for build in builds if not _is_current(build)]
-    appended: set[Table] = set()
-    rest = outdated
-    while rest:
-        added, rest = _build(rest, progress=progress)
+    outdated = [build for build in builds.values() if not _is_current(build)]
+    appended, built = set(), {build.table for build in outdated}
+    for _ in range(_PASSES):
+        if not outdated:
+            break
+        added, again = _build(outdated, progress=progress)
         appended |= added
+        builds |= {build.table: build for build in again}
+        outdated = [build for build in again if not _is_current(build)]
+    if outdated:
+        raise CommitFailed(
+            f"events were removed each time that the table was built from them, {_PASSES} times",
+            where=lake.uri(outdated[0].table),
+            next_step="run: scalr histories, while no other command removes events",
+        )
     return {
-        build.table.value: TableReport(
+        table.value: TableReport(
             events=row_count(build.source.current),
             rows=row_count(build.current),
             version=build.current.version(),
             events_version=build.source.current.version(),
-            built=build in outdated,
-            appended=build.table in appended,
+            built=table in built,
+            appended=table in appended,
         )
-        for build in builds
+        for table, build in builds.items()
     }
 
 
@@ -185,7 +196,7 @@ def _build(builds: Sequence[TableBuild], *, progress: bool) -> tuple[set[Table],
     """Append the rows of new events to tables, or replace the tables, and update ``current``.
 
     Returns:
-        The tables that rows were appended to, and those to build again: meanwhile, events that they were built from were removed.
+        The tables that rows were appended to, and those to build again, from the latest events.
     """
     settings = builds[0].settings
     with staging_folder(settings, "histories") as folder, open_duckdb(settings, folder) as connection:
@@ -232,29 +243,39 @@ def _append_rows(build: TableBuild, session: _Session, added: NewEvents, tell: C
 
 
 def _replace_rows(builds: Sequence[TableBuild], session: _Session, *, progress: bool) -> list[TableBuild]:
-    """Replace the rows of tables; return those to build again."""
+    """Replace the rows of tables; return those to build again, because somebody was forgotten meanwhile."""
     names = ", ".join(build.table.value for build in builds)
     events = sum(row_count(build.source.current) for build in builds)
+    suppressed = _suppressed(builds[0].settings)
     with track(names, show=progress, total=events, unit="events") as tell:
         written = write_all_rows(builds, session.db, session.folder, tell=tell)
-    uncommitted = dict(zip([build.table for build in builds], written, strict=True))
+    uncommitted, again = dict(zip([build.table for build in builds], written, strict=True)), []
     try:
-        latest = {build.source.table: build.lake.open_table(build.source.table) for build in builds}
-        # Nobody's events come back who was forgotten while the rows were computed.
-        again = [build for build in builds if diff_files(build.source.current, latest[build.source.table]).removed]
         for build in builds:
-            if build not in again:
-                rows = uncommitted.pop(build.table)
-                with _accept_equal_build(build):
-                    build.lake.replace_with_files(build.table, rows.files, **_commit(build, rows.known_until))
+            latest = build.lake.open_table(build.source.table)
+            if suppressed != _suppressed(build.settings) or _has_lost_events(build.source, latest):
+                source = EventsTable(build.lake, build.source.table, latest)
+                again.append(replace(build, source=source, current=build.lake.open_table(build.table)))
+                continue
+            rows = uncommitted.pop(build.table)
+            with _accept_equal_build(build):
+                build.lake.replace_with_files(build.table, rows.files, **_commit(build, rows.known_until))
     finally:
-        for build in builds:
-            if build.table in uncommitted:
-                build.lake.remove_files(build.table, uncommitted[build.table].files)
-    for build in again:
-        build.lake.refresh(build.source.table, build.source.current)
-        build.lake.refresh(build.table, build.current)
+        for table, rows in uncommitted.items():
+            builds[0].lake.remove_files(table, rows.files)
     return again
+
+
+def _suppressed(settings: Settings) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the digests of the users and items that were forgotten."""
+    found = SuppressionList.open(settings)
+    return frozenset(found.users), frozenset(found.items)
+
+
+def _has_lost_events(source: EventsTable, latest: DeltaTable) -> bool:
+    """Return whether events were removed for good since they were opened. Tables of corrected events are built again by the next build."""
+    removed = diff_files(source.current, latest).removed
+    return bool(removed) and not corrections_since(source.lake, source.table, source.current.version(), opened=latest)
 
 
 def _commit(build: TableBuild, known_until: int | None) -> dict[str, Any]:

@@ -231,7 +231,7 @@ class IngestPipeline:
         self.since = since
         self.user_ids.load_mapping(self.db)
         #: What runs the tasks of each log, by settings key.
-        self.log_tasks: Mapping[str, LogTasks] = {}
+        self.log_tasks: dict[str, LogTasks] = {}
         self.logs = self._create_logs()
         self.changes: Mapping[str, LogChange] = (
             {place: plan_append(self.log_tasks[place], lake, log, settings.domains[place]) for place, log in self.logs.items()}
@@ -274,16 +274,19 @@ class IngestPipeline:
     def _create_logs(self) -> dict[str, StagedLog]:
         """Sort the logs by time, and create the tables of their items."""
         ids = ids_bounds(max((staged.rows for staged in self.events.values()), default=0))
-        plans = {place: self._plan_sort(domain, place, ids) for domain in _BOTH for place in self.places_read[domain]}
-        self.log_tasks = {place: plan.tasks for place, plan in plans.items()}
-        in_tasks = [place for place in plans if not self._is_sorted_here(place)]
-        found = dict(
-            zip(in_tasks, sort_logs(self.tasks, [(plans[each].job, plans[each].parts) for each in in_tasks]), strict=True)
-        )
-        for place, plan in plans.items():
+        domains = {place: domain for domain in _BOTH for place in self.places_read[domain]}
+        plans = {
+            place: self._plan_sort(domain, place, ids) for place, domain in domains.items() if not self._is_sorted_here(place)
+        }
+        in_tasks = sort_logs(self.tasks, [(plan.job, plan.parts) for plan in plans.values()])
+        found = dict(zip(plans, in_tasks, strict=True))
+        logs = {}
+        for place, domain in domains.items():
             if place not in found:
+                plan = plans[place] = self._plan_sort(domain, place, ids)
                 (found[place],) = sort_logs(plan.tasks, [(plan.job, plan.parts)])
-        return {place: self._create_log(plan, found[place]) for place, plan in plans.items()}
+            logs[place] = self._create_log(plans[place], found[place])
+        return logs
 
     def _is_sorted_here(self, place: str) -> bool:
         return _is_sorted_here(self.settings, place, self.since)
@@ -307,6 +310,7 @@ class IngestPipeline:
     def _create_log(self, plan: _SortPlan, sorted_log: SortedLog) -> StagedLog:
         """Return a log that was sorted, and create the table of its items."""
         place, staged, tasks, view = plan.place, self.events[plan.place], plan.tasks, plan.view
+        self.log_tasks[place] = tasks
         read = sorted_log.rows_read if plan.read is None else plan.read
         self.suppressed_rows[place] = staged.rows - read
         if not read:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
-from scalr_prod.compute import TaskRound, load_segments, read_segments, run_rounds, write_segments, write_tables
-from scalr_prod.core import row_groups
+from scalr_prod.compute import TaskRound, iter_segment_tables, load_segments, run_rounds, write_segments, write_tables
+from scalr_prod.core import partitioned, row_groups
 from scalr_prod.core.partitioned import PARTITION_NUMBER, hash_bounds, iter_numbered, partition_number_sql
 from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.ingest.rows import BATCH_ROWS, staged_rows_sql
@@ -44,6 +44,8 @@ SORT_COLUMNS: Final = (EVENT_TIMESTAMP, USER_ID, ITEM_ID, CREATED_TIMESTAMP, "we
 _BATCH: Final = 65_536
 #: Rows for which a log has one id, about: a task merges the ids of `partitioned.PARTITION_ROWS` times as many rows.
 _ROWS_PER_ID: Final = 8
+#: Most parts of a log's ids: a task reads its part from the file of each range.
+_MOST_PARTS: Final = 64
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,8 @@ def sort_columns(mapped: Collection[str]) -> list[str]:
 
 def ids_bounds(rows: int) -> list[int]:
     """Return the bounds that split the hashes of the ids of so many rows into parts that a task merges at once."""
-    return hash_bounds(rows // _ROWS_PER_ID)
+    ids = rows // _ROWS_PER_ID
+    return hash_bounds(ids, max(partitioned.PARTITION_ROWS, -(-ids // _MOST_PARTS)))
 
 
 def sort_logs(tasks: LogTasks, logs: Sequence[tuple[SortJob, Sequence[Sequence[str]]]]) -> list[SortedLog]:
@@ -281,7 +284,10 @@ def create_ids_table(connection: Any, name: str, ids: Sequence[tuple[ShuffleFold
 def _create_ids_table(connection: Any, name: str, parts: Sequence[tuple[ShuffleFolder, IdsPart]]) -> None:
     import pyarrow as pa
 
-    tables = (read_segments([part.segment], folder=folder) for folder, part in parts)
+    segments: dict[str, tuple[ShuffleFolder, list[Segment]]] = {}
+    for folder, part in parts:
+        segments.setdefault(f"{folder.root} {folder.prefix}", (folder, []))[1].append(part.segment)
+    tables = (table for folder, some in segments.values() for table in iter_segment_tables(some, folder=folder))
     first = next(tables)
     batches = (batch for table in chain([first], tables) for batch in table.to_batches())
     connection.register("ids", pa.RecordBatchReader.from_batches(first.schema, batches))

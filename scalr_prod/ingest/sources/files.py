@@ -293,7 +293,8 @@ def _divide(file: LogFile, stream: Any, task_s: float) -> Iterator[LogFile]:
     for number in range(metadata.num_row_groups):
         row += metadata.row_group(number).num_rows
         if row - since >= metadata.num_rows / tasks or number == metadata.num_row_groups - 1:
-            yield file._replace(work_s=file.work_s / tasks, groups=range(first, number + 1), row=since)
+            work_s = file.work_s * (row - since) / max(metadata.num_rows, 1)
+            yield file._replace(work_s=work_s, groups=range(first, number + 1), row=since)
             first, since = number + 1, row
 
 

@@ -16,12 +16,14 @@ from support.lakes import mark_home
 
 from scalr_prod.config.settings import Settings, load_settings
 from scalr_prod.core.delta_log import file_names
-from scalr_prod.errors import LakeError, TableNotFound
+from scalr_prod.errors import CommitFailed, LakeError, TableNotFound
 from scalr_prod.histories import build, build_histories, row_stream
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.operations.erasure.tables import purge
 from scalr_prod.schemas import Table, table_schema
+from scalr_prod.workspace import SuppressionList
+from scalr_prod.workspace.suppression_list import SuppressedId
 
 #: Reads the whole shared data set.
 long = pytest.mark.long
@@ -302,6 +304,31 @@ def test_events_that_are_removed_while_their_tables_are_built_come_back_in_none(
     assert histories_of(settings) == [(1, 1, "a", 1)]
     build_histories(settings)
     assert histories_of(settings) == [(1, 1, "a", 1), (2, 2, "ab", 2)]
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_a_table_is_built_again_where_somebody_is_forgotten_meanwhile_but_not_without_end(tmp_path, monkeypatch, rounds):
+    settings = project(tmp_path, [("u", "a", 1, 1), ("gone", "a", 1, 1)])
+    write, written = build.write_all_rows, []
+
+    def forget_meanwhile(builds, *rest, **options):
+        rows = write(builds, *rest, **options)
+        written.append(len(builds))
+        if len(written) <= rounds:
+            with SuppressionList.open_for_update(settings) as suppressed:
+                user = suppressed.digest(f"gone {len(written)}", "user")
+                suppressed.add(SuppressedId(user, datetime.now(UTC)), "user")
+        return rows
+
+    monkeypatch.setattr(build, "write_all_rows", forget_meanwhile)
+    if rounds == 1:
+        assert all(table.built for table in build_histories(settings).tables.values())
+        assert written == [3, 3]
+        return
+    with pytest.raises(CommitFailed, match="3 times"):
+        build_histories(settings)
+    assert written == [3, 3, 3]
+    assert not list((settings.home / "lake" / Table.SOURCE_USER_HISTORY).glob("*.parquet"))
 
 
 def test_a_day_opens_each_log_once_and_that_of_former_events(tmp_path, monkeypatch):

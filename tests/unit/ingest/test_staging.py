@@ -100,6 +100,8 @@ def test_files_are_divided_by_their_size_and_every_row_is_read_once(tmp_path, mo
     assert [file.row for file in large] == [50 * file.groups.start for file in large]
     assert [group for file in large for group in file.groups] == list(range(6))
     assert len(large) > 1
+    size = (log / "a.parquet").stat().st_size
+    assert sum(file.work_s for file in large) == pytest.approx(size)
     folder = ShuffleFolder(str(elsewhere))
     for shared in (False, True):
         found = []

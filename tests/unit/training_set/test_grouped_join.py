@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from scalr_prod.compute import read_segments, shuffle_folder, write_tables
+from scalr_prod.training_set import grouped_join
 from scalr_prod.training_set.grouped_join import (
     ROW,
     FeatureJob,
@@ -87,3 +88,19 @@ def test_rows_are_split_by_the_group_that_they_belong_to():
     rows = pa.table({ROW: [0, 3, 4, 9, 11, 12]})
     found = {group: part[ROW].to_pylist() for group, part in _by_group(rows, np.array([4, 8, 8, 12, 20]))}
     assert found == {0: [0, 3], 1: [4], 3: [9, 11], 4: [12]}
+
+
+def test_ranges_are_even_where_each_event_is_followed_by_its_negatives(tmp_path, monkeypatch):
+    monkeypatch.setattr(grouped_join, "_COUNTED_ROWS", 80)
+    drawn, limit = np.random.default_rng(7), 800  # one row of ten is counted
+    items = np.sort(drawn.integers(0, 1_000, (4_000, 5)), axis=1).ravel()
+    spine = pa.table(
+        {
+            "user_id": pa.array(np.repeat(drawn.integers(0, 500, 4_000), 5)),
+            "item_id": pa.array(items),
+            "event_timestamp": pa.array(np.repeat(np.arange(4_000), 5)).cast(STAMP),
+        }
+    )
+    sizes = [len(part) for part in ranges(tmp_path, spine, [(0, len(spine))], limit)["item_id"]]
+    assert max(sizes) < 2 * limit
+    assert sum(sizes) == len(spine)
