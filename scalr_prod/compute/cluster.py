@@ -149,7 +149,7 @@ class Cluster:
 
 
 class _OpaqueCall:
-    """A task and its arguments. Dask would look for futures in each part of them: a millisecond for a few hundred segments."""
+    """A task and its arguments. Dask would look for futures in each part of them: milliseconds for a few hundred segments."""
 
     __slots__ = ("arguments", "task")
 
