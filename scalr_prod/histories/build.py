@@ -175,9 +175,9 @@ def build_tables(
         outdated = [build for build in again if not _is_current(build)]
     if outdated:
         raise CommitFailed(
-            f"events were removed each time that the table was built from them, {_PASSES} times",
+            f"users were forgotten, or events removed, each of the {_PASSES} times that the table was built",
             where=lake.uri(outdated[0].table),
-            next_step="run: scalr histories, while no other command removes events",
+            next_step="run: scalr histories, once no other command removes events",
         )
     return {
         table.value: TableReport(

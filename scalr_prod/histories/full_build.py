@@ -185,11 +185,14 @@ def _write_table(
         for number, segment in each.segments.items():
             segments[number].append(segment)
     written: list[_WrittenPartition] = []
+    rows = 0
 
     def add(partition: _WrittenPartition) -> None:
+        nonlocal rows
         written.append(partition)
         tell(partition.events)
-        if sum(each.file.rows for each in written if each.file) > job.limit:
+        rows += partition.file.rows if partition.file else 0
+        if rows > job.limit:
             raise too_many_rows(job.table, job.limit)
 
     try:
