@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,9 +24,32 @@ def open_file_system(root: str, storage_options: Mapping[str, str]) -> FileSyste
 
     if "://" not in root:
         return SubTreeFileSystem(root, LocalFileSystem())
+    return PyFileSystem(_handler_class()(root, dict(storage_options)))
+
+
+@cache
+def _handler_class() -> Any:
+    import pyarrow as pa
     from deltalake.fs import DeltaStorageHandler
 
-    return PyFileSystem(DeltaStorageHandler(root, dict(storage_options)))
+    class Handler(DeltaStorageHandler):
+        def open_output_stream(self, path: str, metadata: dict[str, str] | None = None) -> pa.PythonFile:
+            return pa.PythonFile(_BytesWriter(self._handler.open_output_stream(path, metadata)), mode="w")
+
+    return Handler
+
+
+class _BytesWriter:
+    """A file that is given bytes only: pyarrow writes large columns as buffers, which the Delta library's files refuse."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def write(self, data: Any) -> Any:
+        return self._file.write(bytes(data))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def link_or_copy(source: Path, destination: Path) -> None:

@@ -146,7 +146,7 @@ def _share(lake: Lake, table: Table, files: Sequence[Path], executor: Executor) 
         yield SharedFiles(ShuffleFolder(str(files[0].parent) if files else ""), [path.name for path in files])
         return
     with shuffle_folder(lake.uri(table), lake.storage_options) as folder:
-        yield SharedFiles(folder, [folder.put(path) for path in files])
+        yield SharedFiles(folder, folder.put_all(files))
 
 
 def _write_file(_connection: Any, job: _FilesToWrite, number: int) -> tuple[int, TableFile | None]:

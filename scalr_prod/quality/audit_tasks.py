@@ -261,7 +261,7 @@ def _share_candidates(files: Sequence[Path], schema: pa.Schema, executor: Execut
     """Return the candidate files where tasks read them: in place on this machine, else copied to the folder."""
     if executor.is_local:
         return CandidateFiles(str(files[0].parent) if files else folder.root, {}, [path.name for path in files], schema)
-    return CandidateFiles(folder.root, folder.storage_options, [folder.put(path) for path in files], schema)
+    return CandidateFiles(folder.root, folder.storage_options, folder.put_all(files), schema)
 
 
 def _context_sql(spec: RunSpec) -> str:

@@ -46,10 +46,10 @@ class BuildTasks:
         """Open a folder for rows that are removed before the others."""
         return shuffle_folder(self.folder.root, self.folder.storage_options)
 
-    def take(self, path: str, destination: Path) -> None:
-        """Move a file that a task wrote to a path on this machine. Workers elsewhere keep theirs until the end, to read it again."""
-        self.folder.take(path, destination, keep=not self.executor.is_local)
-        self.taken[destination] = path
+    def take(self, moves: Sequence[tuple[str, Path]]) -> None:
+        """Move files that tasks wrote to paths on this machine. Workers elsewhere keep theirs until the end, to read them again."""
+        self.folder.take_all(moves, keep=not self.executor.is_local)
+        self.taken.update({destination: path for path, destination in moves})
 
     def share(self, root: Path, files: Sequence[Path]) -> SharedFiles:
         """Return where tasks read files below a folder of this machine: in place, or where tasks wrote them, or copied there."""

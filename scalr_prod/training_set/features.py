@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from scalr_prod.training_set.feature_join import join_features
-from scalr_prod.training_set.grouped_join import FeatureJob, GroupFeatures, SpineGroup, join_by_key
+from scalr_prod.training_set.grouped_join import BatchFeatures, FeatureJob, SpineGroup, divide_into_batches, join_by_key
 from scalr_prod.training_set.manifest import IDS_FOLDER, ROWS_FOLDER, write_parquet
 from scalr_prod.training_set.vocabulary import write_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from duckdb import DuckDBPyConnection
@@ -65,16 +65,16 @@ def write_partitions(
     rows = sum(file.rows for file in wanted)
     advance(spine.row_count - rows)
     groups = _plan_groups(spine, planned)
-    features: Mapping[int, GroupFeatures] = {}
+    calls: Iterable[tuple[Any, ...]] = ((job, [group], None) for group in groups)
     if len(groups) > 1:
-        features = join_by_key(tasks, job, groups, spine.schema, advance=advance)
-    calls = ((job, group, features.get(number)) for number, group in enumerate(groups))
+        batches = divide_into_batches(groups, job.limit)
+        features = join_by_key(tasks, job, batches, spine.schema, advance=advance)
+        calls = ((job, *each) for each in zip(batches, features, strict=True))
     entries: dict[str, FileEntry] = {}
     for written in tasks.executor.map(_write_files, calls):
-        for file in written:
-            tasks.take(file.path, folder / file.name)
-            entries[file.name] = file.entry
-    if not features:
+        tasks.take([(file.path, folder / file.name) for file in written])
+        entries |= {file.name: file.entry for file in written}
+    if len(groups) == 1:
         advance(rows)
     files: dict[Period, tuple[str, ...]] = {}
     for file in wanted:
@@ -90,7 +90,7 @@ class _PlannedFile:
         period: Their period.
         name: The file's name.
         rows: Number of rows.
-        group: Files of one group are joined or fetched, and written, together; -1: not written.
+        group: Files of one group are in memory together; -1: not written.
     """
 
     period: Period
@@ -160,26 +160,28 @@ class _WrittenFile(NamedTuple):
 
 
 def _write_files(
-    connection: DuckDBPyConnection, job: FeatureJob, group: SpineGroup, features: GroupFeatures | None
+    connection: DuckDBPyConnection, job: FeatureJob, batch: Sequence[SpineGroup], features: BatchFeatures | None
 ) -> list[_WrittenFile]:
-    """Task: write the files of a group, and join the features first unless they are joined already."""
-    rows = group.read(job.folder)
-    found = (
-        join_features(job.store.open(), rows, job.service, external=job.external, connection=connection)
-        if features is None
-        else features.read(job.folder)
-    )
-    for field, column in zip(found.schema, found.columns, strict=True):
-        rows = rows.append_column(field, column)
-    rows, files, written, since = rows.replace_schema_metadata(None), job.folder.open(), [], 0
-    for name, size in group.files:
-        paths = job.folder.new_path(".parquet"), job.folder.new_path(".parquet")
-        some = rows.slice(since, size).combine_chunks()
-        options = {"compression": "zstd", "row_group_size": _ROW_GROUP, "coerce_timestamps": "us"}
-        entries = write_parquet(some, paths[0], files, **options), write_ids(some, paths[1], files)
-        written += [
-            _WrittenFile(f"{below}/{name}", path, entry)
-            for below, path, entry in zip((ROWS_FOLDER, IDS_FOLDER), paths, entries, strict=True)
-        ]
-        since += size
+    """Task: write the files of a batch. If the features of its only group are not joined yet, join them first."""
+    files, written = job.folder.open(), []
+    if features is None:
+        store, labels = job.store.open(), batch[0].read(job.folder)
+        joined = iter([join_features(store, labels, job.service, external=job.external, connection=connection)])
+    else:
+        joined = features.iter_tables(batch, job)
+    for group, found in zip(batch, joined, strict=True):
+        rows, since = group.read(job.folder), 0
+        for field, column in zip(found.schema, found.columns, strict=True):
+            rows = rows.append_column(field, column)
+        rows = rows.replace_schema_metadata(None)
+        for name, size in group.files:
+            paths = job.folder.new_path(".parquet"), job.folder.new_path(".parquet")
+            some = rows.slice(since, size).combine_chunks()
+            options = {"compression": "zstd", "row_group_size": _ROW_GROUP, "coerce_timestamps": "us"}
+            entries = write_parquet(some, paths[0], files, **options), write_ids(some, paths[1], files)
+            written += [
+                _WrittenFile(f"{below}/{name}", path, entry)
+                for below, path, entry in zip((ROWS_FOLDER, IDS_FOLDER), paths, entries, strict=True)
+            ]
+            since += size
     return written

@@ -6,7 +6,8 @@ each join would read the whole table, and the total would grow quadratically.
 
 Three rounds of tasks (`scalr_prod.compute`) regroup the rows. The first counts the rows of each user and item in a sample; a task for each
 key then bounds the ranges. The second writes the spine's keys by ranges of users and by ranges of items. The third joins the features of
-each range, and writes them by the group of files that each row belongs to.
+each range, and writes them by batch: the rows whose files one task writes. There are 64 to 128 batches, or as many as two million rows each
+make, so that a range is not cut into a piece for each file; the task that writes a batch divides it once more, on its own machine.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from scalr_prod.compute import load_segments, read_segments, rows_per_task, write_segments, write_tables
+from scalr_prod.compute import (
+    iter_segment_tables,
+    load_segments,
+    read_segments,
+    rows_per_task,
+    task_size,
+    write_segments,
+    write_tables,
+)
 from scalr_prod.features import references_by_key
 from scalr_prod.schemas import USER_ID
 from scalr_prod.training_set.feature_join import join_features
@@ -37,7 +46,7 @@ if TYPE_CHECKING:
 
 #: Column of a row's number in the order of time.
 ROW: Final = "row"
-#: Spine rows that a task of the first two rounds reads at most, about.
+#: Spine rows that a task of the first two rounds reads, or that a batch has, at most, about.
 _TASK_ROWS: Final = 2_000_000
 #: Rows of a range that are counted to bound it: its size then varies by two percent.
 _COUNTED_ROWS: Final = 2_000
@@ -66,7 +75,7 @@ class FeatureJob:
 
 @dataclass(frozen=True)
 class SpineGroup:
-    """Rows whose files are written together.
+    """Rows that one join takes, of one or more files.
 
     Attributes:
         files: Name and number of rows of each file.
@@ -83,6 +92,11 @@ class SpineGroup:
         """Number of rows."""
         return sum(rows for _, rows in self.files)
 
+    @property
+    def end(self) -> int:
+        """Number of the first row after it."""
+        return self.first + self.rows
+
     def read(self, folder: ShuffleFolder) -> pa.Table:
         """Read the rows."""
         import pyarrow as pa
@@ -98,8 +112,8 @@ class SpineGroup:
 
 
 @dataclass(frozen=True)
-class GroupFeatures:
-    """Where the features of a group's rows are.
+class BatchFeatures:
+    """Where the features of a batch's rows are.
 
     Attributes:
         columns: Names of the features, in order.
@@ -109,36 +123,61 @@ class GroupFeatures:
     columns: Sequence[str]
     segments: Sequence[Sequence[Segment]]
 
-    def read(self, folder: ShuffleFolder) -> pa.Table:
-        """Read the features in the order of the rows."""
+    def iter_tables(self, groups: Sequence[SpineGroup], job: FeatureJob) -> Iterator[pa.Table]:
+        """Yield the features of each group of the batch, in the order of its rows. One group at a time is in memory."""
+        if len(groups) == 1:
+            yield self._read(self.segments, job.folder)
+            return
+        with job.folder.open_local_folder() as local:
+            by_group: list[list[list[Segment]]] = [[[] for _ in self.segments] for _ in groups]
+            ends = np.array([group.end for group in groups])
+            for key, segments in enumerate(self.segments):
+                for rows in _iter_joined(iter_segment_tables(segments, folder=job.folder), job.limit):
+                    for number, segment in write_tables(_split_rows(rows, ends), folder=local).items():
+                        by_group[number][key].append(segment)
+            for found in by_group:
+                yield self._read(found, local)
+
+    def _read(self, segments: Sequence[Sequence[Segment]], folder: ShuffleFolder) -> pa.Table:
         import pyarrow as pa
 
-        tables = [_sort_by_row(read_segments(some, folder=folder)) for some in self.segments]
+        tables = [_sort_by_row(read_segments(some, folder=folder)) for some in segments]
         by_name = {name: table.column(name) for table in tables for name in table.column_names}
         return pa.table([by_name[name] for name in self.columns], names=self.columns)
 
 
-class _JoinedRange(NamedTuple):
+class _JoinedRanges(NamedTuple):
     key: str
     rows: int
-    #: Group → segment, for each join.
+    #: Batch → segment, for each join.
     segments: list[dict[int, Segment]]
+
+
+def divide_into_batches(groups: Sequence[SpineGroup], limit: int) -> list[list[SpineGroup]]:
+    """Divide consecutive groups into batches, each of which a task writes.
+
+    Args:
+        groups: The groups, in the order of time.
+        limit: Maximum rows of a group.
+    """
+    rows = sum(group.rows for group in groups)
+    return list(_pack(groups, round(task_size(rows, least=limit, most=max(limit, _TASK_ROWS)))))
 
 
 def join_by_key(
     tasks: BuildTasks,
     job: FeatureJob,
-    groups: Sequence[SpineGroup],
+    batches: Sequence[Sequence[SpineGroup]],
     schema: pa.Schema,
     *,
     advance: Callable[[int], None],
-) -> dict[int, GroupFeatures]:
-    """Join the features of all groups, and return where they are, by the number of the group.
+) -> list[BatchFeatures]:
+    """Join the features of all rows, and return where those of each batch are.
 
     Args:
         tasks: Runs the tasks.
         job: What to join.
-        groups: The groups, in the order of time.
+        batches: The groups of each batch, in the order of time.
         schema: Columns of the spine.
         advance: Called with the number of rows as their user features are joined.
 
@@ -150,38 +189,42 @@ def join_by_key(
     store, connection, executor = job.store.open(), tasks.connection, tasks.executor
     columns = join_features(store, schema.empty_table(), job.service, external=job.external, connection=connection).column_names
     references = dict(sorted(references_by_key(store, job.service).items()))
+    groups = [group for batch in batches for group in batch]
+    read = list(_pack(groups, rows_per_task(groups[-1].end, _TASK_ROWS)))
     counted: dict[str, list[Segment]] = {key: [] for key in references}
-    for counts in executor.map(_count_rows, ((job, list(references), some) for some in _by_task(groups))):
+    for counts in executor.map(_count_rows, ((job, list(references), some) for some in read)):
         for key, segment in counts.items():
             counted[key].append(segment)
     bounds = dict(executor.map(_range_bounds, ((job, key, segments) for key, segments in counted.items())))
     ranges: dict[tuple[str, int], list[Segment]] = defaultdict(list)
-    for written in executor.map(_write_ranges, ((job, bounds, some) for some in _by_task(groups))):
+    for written in executor.map(_write_ranges, ((job, bounds, some) for some in read)):
         for key, segments in written.items():
             for number, segment in segments.items():
                 ranges[key, number].append(segment)
-    ends = np.cumsum([group.rows for group in groups])
-    found: dict[int, dict[str, list[Segment]]] = {number: {key: [] for key in references} for number in range(len(groups))}
-    calls = ((job, key, references[key], ends, segments) for (key, _), segments in sorted(ranges.items()))
-    for joined in executor.map(_join_range, calls):
+    ends = np.array([batch[-1].end for batch in batches])
+    found: list[dict[str, list[Segment]]] = [{key: [] for key in references} for _ in batches]
+    calls = (
+        (job, key, references[key], ends, some)
+        for key in references
+        for some in _bundle([segments for (of_key, _), segments in sorted(ranges.items()) if of_key == key])
+    )
+    for joined in executor.map(_join_ranges, calls):
         for segments in joined.segments:
-            for group, segment in segments.items():
-                found[group][joined.key].append(segment)
+            for batch, segment in segments.items():
+                found[batch][joined.key].append(segment)
         if joined.key == USER_ID:
             advance(joined.rows)
-    return {number: GroupFeatures(columns, list(by_key.values())) for number, by_key in found.items()}
+    return [BatchFeatures(columns, list(by_key.values())) for by_key in found]
 
 
-def _by_task(groups: Sequence[SpineGroup]) -> Iterator[list[SpineGroup]]:
-    """Yield the groups that each task of the first two rounds reads."""
+def _pack(groups: Iterable[SpineGroup], most: int) -> Iterator[list[SpineGroup]]:
+    """Yield consecutive groups together that have at most so many rows, or one group."""
     some: list[SpineGroup] = []
-    rows, most = 0, rows_per_task(sum(group.rows for group in groups), _TASK_ROWS)
     for group in groups:
-        if some and rows + group.rows > most:
+        if some and group.end - some[0].first > most:
             yield some
-            some, rows = [], 0
+            some = []
         some.append(group)
-        rows += group.rows
     yield some
 
 
@@ -249,34 +292,57 @@ def _write_ranges(
     return found
 
 
-def _join_range(
+def _bundle(ranges: Sequence[Sequence[Segment]]) -> Iterator[Sequence[Sequence[Segment]]]:
+    """Yield the ranges that a task joins, one after the other."""
+    size = round(task_size(len(ranges), least=1, most=max(len(ranges), 1)))
+    yield from (ranges[since : since + size] for since in range(0, len(ranges), size))
+
+
+def _join_ranges(
     connection: DuckDBPyConnection,
     job: FeatureJob,
     key: str,
     references: str | Sequence[str],
     ends: NDArray[np.int64],
-    segments: Sequence[Segment],
-) -> _JoinedRange:
-    """Task of the third round: join the features of a range of users (or items), and write them by group."""
-    rows, store = _sort_by_row(read_segments(segments, folder=job.folder)), job.store.open()
-    external, files = job.external if key == USER_ID else None, []
-    # One user (or item) with very many rows can exceed a join: split such a range by time.
-    size = -(-len(rows) // -(-len(rows) // job.limit))
-    for since in range(0, len(rows), size):
-        some = rows.slice(since, size)
-        found = join_features(store, some, references, external=external, connection=connection)
-        files.append(write_tables(_by_group(found.append_column(ROW, some.column(ROW)), ends), folder=job.folder))
-    return _JoinedRange(key, len(rows), files)
+    ranges: Sequence[Sequence[Segment]],
+) -> _JoinedRanges:
+    """Task of the third round: join the features of ranges of users (or items), and write them by batch."""
+    store, external = job.store.open(), job.external if key == USER_ID else None
+    joined, files = 0, []
+    for segments in ranges:
+        rows = _sort_by_row(read_segments(segments, folder=job.folder))
+        # One user (or item) with very many rows can exceed a join: split such a range by time.
+        size = -(-len(rows) // -(-len(rows) // job.limit))
+        for since in range(0, len(rows), size):
+            some = rows.slice(since, size)
+            found = join_features(store, some, references, external=external, connection=connection)
+            files.append(write_tables(_split_rows(found.append_column(ROW, some.column(ROW)), ends), folder=job.folder))
+        joined += len(rows)
+    return _JoinedRanges(key, joined, files)
 
 
-def _by_group(rows: pa.Table, ends: NDArray[np.int64]) -> Iterator[tuple[int, pa.Table]]:
-    """Split rows, which are sorted by their number, into groups with these ends."""
+def _split_rows(rows: pa.Table, ends: NDArray[np.int64]) -> Iterator[tuple[int, pa.Table]]:
+    """Split rows, which are sorted by their number, at these numbers."""
     stops = np.searchsorted(rows.column(ROW).to_numpy(), ends)
     since = 0
-    for group, stop in enumerate(stops.tolist()):
+    for part, stop in enumerate(stops.tolist()):
         if stop > since:
-            yield group, rows.slice(since, stop - since)
+            yield part, rows.slice(since, stop - since)
         since = stop
+
+
+def _iter_joined(tables: Iterable[pa.Table], limit: int) -> Iterator[pa.Table]:
+    """Yield the rows of tables, sorted by their number, about so many at once."""
+    import pyarrow as pa
+
+    some: list[pa.Table] = []
+    for table in tables:
+        some.append(table)
+        if sum(map(len, some)) >= limit:
+            yield _sort_by_row(pa.concat_tables(some))
+            some = []
+    if some:
+        yield _sort_by_row(pa.concat_tables(some))
 
 
 def _sort_by_row(rows: pa.Table) -> pa.Table:

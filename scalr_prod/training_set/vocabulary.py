@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
 
-from scalr_prod.compute import read_segments, write_tables
+from scalr_prod.compute import load_segments, read_segments, write_segments, write_tables
 from scalr_prod.core.id_index import IdIndex
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.schemas import ITEM_ID, USER_ID
 from scalr_prod.training_set.manifest import write_parquet
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -32,8 +33,12 @@ VOCABULARY_FOLDER: Final = "vocabulary"
 SOURCE_HISTORY_COLUMN: Final = "source_user_history__item_ids"
 TARGET_HISTORY_COLUMN: Final = "target_user_history__item_ids"
 
-#: Files of ids that a task merges, so that the last task of a kind reads few ids twice.
+#: Files of ids that a task of the first round merges.
 _MERGED_FILES: Final = 16
+#: Maximum number of ranges of a kind's ids.
+_RANGES: Final = 16
+#: Files whose ids bound the ranges.
+_SAMPLED_FILES: Final = 8
 
 IdKind = Literal["users", "target_items", "source_items"]
 
@@ -169,7 +174,8 @@ def write_ids(rows: pa.Table, path: str, files: FileSystem) -> FileEntry:
 def write_vocabulary(executor: Executor, ids: SharedFiles, output: ShuffleFolder, folder: Path) -> dict[str, FileEntry]:
     """Write all ids of a version, sorted, one Parquet file per kind; return the entries in the manifest.
 
-    Tasks of a first round merge the ids of some files each, those of a second one all ids of a kind.
+    Tasks of a first round write the distinct ids of some files each, by ranges. Those of a second round merge a range, and those of the
+    last one write the ranges of a kind one after the other.
 
     Args:
         executor: Runs the tasks.
@@ -177,10 +183,19 @@ def write_vocabulary(executor: Executor, ids: SharedFiles, output: ShuffleFolder
         output: Where tasks write.
         folder: The version's folder.
     """
-    some = (ids._replace(paths=ids.paths[since : since + _MERGED_FILES]) for since in range(0, len(ids.paths), _MERGED_FILES))
-    merged = list(executor.map(_merge_files, ((each, output) for each in some)))
-    calls = ((kind, [segments[kind] for segments in merged], output) for kind in get_args(IdKind))
+    files = [ids._replace(paths=ids.paths[since : since + _MERGED_FILES]) for since in range(0, len(ids.paths), _MERGED_FILES)]
+    sample = _read_sample(ids)
+    bounds = {kind: _quantiles(sample, kind, min(len(files), _RANGES)) for kind in get_args(IdKind)}
+    ranges: dict[tuple[IdKind, int], list[Segment]] = defaultdict(list)
+    for written in executor.map(_write_distinct, ((some, bounds, output) for some in files)):
+        for key, segment in written.items():
+            ranges[key].append(segment)
+    merged = dict(executor.map(_merge_range, ((key, segments, output) for key, segments in ranges.items())))
     entries = {}
+    calls = (
+        (kind, sample.schema.field(kind).type.value_type, [merged[key] for key in sorted(merged) if key[0] == kind], output)
+        for kind in get_args(IdKind)
+    )
     for kind, path, entry in executor.map(_write_kind, calls):
         name = f"{VOCABULARY_FOLDER}/{kind}.parquet"
         output.take(path, folder / name)
@@ -188,29 +203,57 @@ def write_vocabulary(executor: Executor, ids: SharedFiles, output: ShuffleFolder
     return entries
 
 
-def _merge_files(connection: DuckDBPyConnection, ids: SharedFiles, output: ShuffleFolder) -> dict[IdKind, Segment]:
-    """Task of the first round: write the distinct ids of some files, by kind."""
+def _read_sample(ids: SharedFiles) -> pa.Table:
+    """Read the ids of a few files, which tell where those of all lie."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    files = ids.folder.open()
-    rows = pa.concat_tables(pq.read_table(path, filesystem=files, partitioning=None) for path in ids.paths)
-    connection.register("ids", rows)
-    kinds: tuple[IdKind, ...] = get_args(IdKind)
-    found = [
-        connection.sql(f"SELECT DISTINCT id FROM (SELECT unnest({kind}) AS id FROM ids)").to_arrow_table() for kind in kinds
-    ]
-    connection.unregister("ids")
-    segments = write_tables(enumerate(found), folder=output)
-    return {kind: segments[number] for number, kind in enumerate(kinds)}
+    paths = ids.paths[:: -(-len(ids.paths) // _SAMPLED_FILES)]
+    with ids.folder.open_local_files(paths) as files:
+        return pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
+
+
+def _quantiles(sample: pa.Table, kind: IdKind, ranges: int) -> list[Any]:
+    """Return the first id of each range but the first, ascending; fewer if few ids were sampled."""
+    import pyarrow.compute as pc
+
+    found = pc.list_flatten(sample.column(kind))
+    ordered = found.take(pc.sort_indices(found))
+    places = {len(ordered) * number // ranges for number in range(1, ranges)} if len(ordered) else set()
+    return sorted({ordered[place].as_py() for place in places})
+
+
+def _write_distinct(
+    connection: DuckDBPyConnection, ids: SharedFiles, bounds: Mapping[IdKind, Sequence[Any]], output: ShuffleFolder
+) -> dict[tuple[IdKind, int], Segment]:
+    """Task of the first round: write the distinct ids of some files, by kind and range."""
+    from scalr_prod.workspace import parquet_sql
+
+    found: dict[tuple[IdKind, int], Segment] = {}
+    with ids.folder.open_local_files(ids.paths) as files:
+        for kind in get_args(IdKind):
+            query = f"SELECT DISTINCT id FROM (SELECT unnest({kind}) AS id FROM {parquet_sql(*files)})"
+            segments = write_segments(connection, query, key="id", bounds=bounds[kind], folder=output)
+            found |= {(kind, number): segment for number, segment in segments.items()}
+    return found
+
+
+def _merge_range(
+    connection: DuckDBPyConnection, key: tuple[IdKind, int], segments: Sequence[Segment], output: ShuffleFolder
+) -> tuple[tuple[IdKind, int], Segment]:
+    """Task of the second round: write the distinct ids of a range, sorted."""
+    load_segments(connection, segments, folder=output, name="ids")
+    ids = connection.sql("SELECT DISTINCT id FROM ids ORDER BY id").to_arrow_table()
+    connection.execute("DROP TABLE ids")
+    return key, write_tables([(0, ids)], folder=output)[0]
 
 
 def _write_kind(
-    connection: DuckDBPyConnection, kind: IdKind, segments: Sequence[Segment], output: ShuffleFolder
+    _: DuckDBPyConnection, kind: IdKind, type_: pa.DataType, segments: Sequence[Segment], output: ShuffleFolder
 ) -> tuple[IdKind, str, FileEntry]:
-    """Task of the second round: write all ids of a kind, and return the kind, the file's path and its entry in the manifest."""
-    path = output.new_path(".parquet")
-    connection.register("ids", read_segments(segments, folder=output))
-    found = connection.sql("SELECT DISTINCT id FROM ids ORDER BY id").to_arrow_table()
-    connection.unregister("ids")
-    return kind, path, write_parquet(found.combine_chunks(), path, output.open(), compression="zstd")
+    """Task of the last round: write all ids of a kind, and return the kind, the file's path and its entry in the manifest."""
+    import pyarrow as pa
+
+    path, empty = output.new_path(".parquet"), pa.schema([("id", type_)]).empty_table()
+    ids = read_segments(segments, folder=output) if segments else empty
+    return kind, path, write_parquet(ids.combine_chunks(), path, output.open(), compression="zstd")

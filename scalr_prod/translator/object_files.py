@@ -111,7 +111,6 @@ class ObjectWriter:
         key = digest.digest()
         if key not in self._paths:
             path = self._folder.new_path(".bin")
-            # Buffered, since the Delta library's streams take nothing but bytes.
             with self._folder.open().open_output_stream(path, compression=None, buffer_size=_BUFFER_BYTES) as file:
                 for chunk in _chunks(content):
                     file.write(chunk)

@@ -51,6 +51,8 @@ def small(monkeypatch):
     """Many joins and tasks of few rows."""
     monkeypatch.setattr(features, "max_partition_rows", lambda _: 600)
     monkeypatch.setattr(grouped_join, "_TASK_ROWS", 1_500)
+    monkeypatch.setattr("scalr_prod.compute.rounds._ROUND_TASKS", 6)
+    monkeypatch.setattr(vocabulary, "_MERGED_FILES", 3)
     monkeypatch.setattr(spine_build, "_TASK_EVENTS", 300)
     monkeypatch.setattr(spine_build, "_DRAWS_PER_ROW", 1)
     monkeypatch.setattr(spine_tasks, "_CHUNK_ROWS", 128)
@@ -171,6 +173,8 @@ def test_the_rows_do_not_depend_on_how_they_are_divided_among_tasks(small, tmp_p
     divided = {name: build(settings, f"divided_{number}", labels) for number, (name, labels) in enumerate(LABELS.items())}
     monkeypatch.setattr(spine_build, "_TASK_EVENTS", 1_000_000)
     monkeypatch.setattr("scalr_prod.core.partitioned.PARTITION_ROWS", 500_000)
+    monkeypatch.setattr("scalr_prod.compute.rounds._ROUND_TASKS", 64)
+    monkeypatch.setattr(vocabulary, "_MERGED_FILES", 16)
     whole = {name: build(settings, f"whole_{number}", labels) for number, (name, labels) in enumerate(LABELS.items())}
     assert divided == whole
     assert all(manifest["synthetic"] for manifest in whole.values())
@@ -246,9 +250,10 @@ def test_an_unexpected_error_names_the_command(small, here, tmp_path, monkeypatc
         pytest.param(spine_build, "write_user_rows", marks=long),
         pytest.param(spine_build, "write_range", marks=long),
         pytest.param(grouped_join, "_write_ranges", marks=long),
-        pytest.param(grouped_join, "_join_range", marks=long),
+        pytest.param(grouped_join, "_join_ranges", marks=long),
         pytest.param(features, "_write_files", marks=long),
-        pytest.param(vocabulary, "_merge_files", marks=long),
+        pytest.param(vocabulary, "_write_distinct", marks=long),
+        pytest.param(vocabulary, "_merge_range", marks=long),
         pytest.param(vocabulary, "_write_kind", marks=long),
         pytest.param(training_set, "judge_range", marks=long),
     ],

@@ -11,12 +11,14 @@ from scalr_prod.compute import read_segments, shuffle_folder, write_tables
 from scalr_prod.training_set import grouped_join
 from scalr_prod.training_set.grouped_join import (
     ROW,
+    BatchFeatures,
     FeatureJob,
     SpineGroup,
-    _by_group,
     _count_rows,
     _range_bounds,
+    _split_rows,
     _write_ranges,
+    divide_into_batches,
 )
 from scalr_prod.training_set.spine import SpineRows
 
@@ -86,7 +88,7 @@ def test_no_range_is_more_than_a_join_takes_where_no_key_is(tmp_path):
 
 def test_rows_are_split_by_the_group_that_they_belong_to():
     rows = pa.table({ROW: [0, 3, 4, 9, 11, 12]})
-    found = {group: part[ROW].to_pylist() for group, part in _by_group(rows, np.array([4, 8, 8, 12, 20]))}
+    found = {group: part[ROW].to_pylist() for group, part in _split_rows(rows, np.array([4, 8, 8, 12, 20]))}
     assert found == {0: [0, 3], 1: [4], 3: [9, 11], 4: [12]}
 
 
@@ -104,3 +106,36 @@ def test_ranges_are_even_where_each_event_is_followed_by_its_negatives(tmp_path,
     sizes = [len(part) for part in ranges(tmp_path, spine, [(0, len(spine))], limit)["item_id"]]
     assert max(sizes) < 2 * limit
     assert sum(sizes) == len(spine)
+
+
+def group_of(first: int, rows: int) -> SpineGroup:
+    return SpineGroup((("file", rows),), (), first)
+
+
+def test_batches_have_whole_groups_and_there_are_not_many_more_than_a_round_has_tasks():
+    groups = [group_of(90 * number, 90) for number in range(1_000)]
+    batches = divide_into_batches(groups, 100)
+    assert [group for batch in batches for group in batch] == groups
+    assert 64 <= len(batches) <= 72
+    assert {len(batch) for batch in batches[:-1]} == {15}, "1 406 rows a task"
+    assert [len(batch) for batch in divide_into_batches(groups[:20], 100)] == [1] * 20, "no join is larger than the limit"
+
+
+def test_a_batch_of_several_groups_yields_the_rows_of_each_in_order_whatever_the_joins_that_wrote_them(tmp_path):
+    drawn = np.random.default_rng(3)
+    groups = [group_of(first, rows) for first, rows in ((100, 40), (140, 3), (143, 57))]
+    rows, columns = np.arange(100, 200), ["of_items", "of_users", "more"]
+    values = {"of_users": rows * 2, "more": rows.astype(str), "of_items": rows * 3}
+    with shuffle_folder(str(tmp_path), {}) as folder:
+        segments = []
+        for names in (("of_items",), ("of_users", "more")):
+            pieces = np.array_split(drawn.permutation(100), 7)  # as joins of other users or items wrote them
+            tables = [pa.table({ROW: rows[piece], **{name: values[name][piece] for name in names}}) for piece in pieces]
+            segments.append(list(write_tables(enumerate(map(grouped_join._sort_by_row, tables)), folder=folder).values()))
+        job = FeatureJob(None, "", None, 40, folder)
+        found = list(BatchFeatures(columns, segments).iter_tables(groups, job))
+        assert not [path for path in tmp_path.iterdir() if path.is_dir()], "what it divided is removed"
+    assert [len(table) for table in found] == [40, 3, 57]
+    whole = pa.concat_tables(found)
+    assert whole.column_names == columns
+    assert all(whole[name].to_pylist() == values[name].tolist() for name in columns)

@@ -32,7 +32,7 @@ def read_parquet_sql(files: Iterable[str], *, union_by_name: bool = False) -> st
         union_by_name: Whether a column may be missing in some of them; DuckDB then reads every file's footer first.
     """
     options = ", union_by_name = true" if union_by_name else ""
-    return f"read_parquet([{', '.join(map(quote_literal, files))}]{options})"
+    return f"read_parquet([{', '.join(map(quote_literal, files))}], hive_partitioning = false{options})"
 
 
 def configure_connection(connection: DuckDBPyConnection) -> None:
