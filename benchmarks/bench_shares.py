@@ -14,7 +14,9 @@ for one long task. `driver_share` is the driver's part, without this, of the dri
 as they took one worker, are given to 16 in their order; a round begins when the one before has ended, and the driver's own time is added
 as if it worked alone.
 
-SCALR_BENCH_EVENTS is the number of source events (default: 6000000).
+`driver_mb` and `worker_mb` are the largest resident memory of a process in the stage.
+
+SCALR_BENCH_EVENTS is the number of source events (default: 6000000), SCALR_BENCH_WORKERS are the clusters (default: 0,1,2).
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ if TYPE_CHECKING:
 
 EVENTS = int(os.environ.get("SCALR_BENCH_EVENTS", "6000000"))
 STAGES = ("ingest", "ingest_again", "histories", "training_set")
-WORKERS = (1, 2)
+#: Numbers of workers; 0: no cluster.
+WORKERS = tuple(map(int, os.environ.get("SCALR_BENCH_WORKERS", "0,1,2").split(",")))
 SIMULATED = 16
 #: Seconds of the task that a driver waits for.
 WAITED_S = 20
@@ -65,7 +68,7 @@ def main() -> dict[str, Any]:
     waiting = 0.0
     with tempfile.TemporaryDirectory() as scratch:
         write_logs(Path(scratch), EVENTS)
-        for workers in (0, *WORKERS):
+        for workers in WORKERS:
             name = "alone" if not workers else f"{workers} workers"
             home = Path(scratch) / name.replace(" ", "_")
             with cluster(Path(scratch), workers) as (address, processes):
@@ -227,12 +230,17 @@ def logs(folder: Path, share: float) -> dict[str, dict[str, str]]:
 
 def measured(work: Callable[[], object], processes: list[psutil.Process], waiting: float) -> dict[str, float]:
     """Seconds of processor time of the driver, the workers and the scheduler."""
+    everybody = [psutil.Process(), *processes]
+    for process in everybody:
+        Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # the largest memory counts from now on
     before, started = [used(process) for process in processes], time.process_time()
     work()
     driver = time.process_time() - started
+    memory = [peak_mb(process) for process in everybody]
     scheduler, *workers = [used(process) - earlier for process, earlier in zip(processes, before, strict=True)] or [0.0]
-    figures = {"driver_s": driver}
+    figures = {"driver_s": driver, "driver_mb": memory[0]}
     if workers:
+        figures["worker_mb"] = max(memory[2:])
         figures |= {"waiting_s": waiting * max(workers), "workers_s": sum(workers), "longest_worker_s": max(workers)}
         own = driver - figures["waiting_s"]
         figures |= {"scheduler_s": scheduler, "driver_share": own / (own + sum(workers))}
@@ -241,6 +249,11 @@ def measured(work: Callable[[], object], processes: list[psutil.Process], waitin
 
 def used(process: psutil.Process) -> float:
     return sum(process.cpu_times()[:2])
+
+
+def peak_mb(process: psutil.Process) -> int:
+    status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) // 1024 for line in status if line.startswith("VmHWM"))
 
 
 def digest(home: Path) -> str:
