@@ -129,7 +129,8 @@ def _facts(path: Path, span: tuple[datetime, datetime] | None = None) -> tuple[p
         pattern = f"{escape_glob(path)}/**/*.parquet" if path.is_dir() else escape_glob(path)
         with duckdb.connect(config={"threads": 1}) as connection:
             connection.execute("SET enable_progress_bar = false")  # stdout is for --json
-            query = f"SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})) FROM read_parquet(?)"
+            rows = "read_parquet(?, hive_partitioning = false)"
+            query = f"SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})) FROM {rows}"
             first, last = connection.execute(query, [pattern]).fetchall()[0]
     except (OSError, ValueError, duckdb.Error) as error:
         raise FeatureStoreError(

@@ -170,10 +170,12 @@ def align_parts(
         kept_counts = np.array([cell_counts[bucket, : limits[bucket]].sum() for bucket in range(buckets)], dtype=np.int64)
         rows = {"files": [escape_glob(part_path(candidates, number)) for number in range(partitions)]}
         users, items = connection.execute(
-            "SELECT count(DISTINCT user_id), count(DISTINCT item_id) FROM read_parquet($files)", rows
+            "SELECT count(DISTINCT user_id), count(DISTINCT item_id) FROM read_parquet($files, hive_partitioning = false)", rows
         ).fetchall()[0]
         sources = connection.execute(
-            "SELECT source_domain, count(*) FROM read_parquet($files) GROUP BY source_domain ORDER BY source_domain", rows
+            """SELECT source_domain, count(*) FROM read_parquet($files, hive_partitioning = false)
+            GROUP BY source_domain ORDER BY source_domain""",
+            rows,
         ).fetchall()
     events = int(kept_counts.sum())
     return AlignmentResult(
@@ -209,7 +211,7 @@ def _count_by_bucket(connection: DuckDBPyConnection, staged: list[Path], buckets
     for path in staged:
         table = connection.sql(
             f"""SELECT coalesce(bucket, 0) AS bucket, {_HASH_CELL_SQL} AS cell, count(*) AS events
-                FROM read_parquet($path) LEFT JOIN popularity_buckets USING ({ITEM_ID}) GROUP BY ALL""",
+                FROM read_parquet($path, hive_partitioning = false) LEFT JOIN popularity_buckets USING ({ITEM_ID}) GROUP BY ALL""",
             params={"path": escape_glob(path)},
         ).to_arrow_table()
         np.add.at(found, (table["bucket"].to_numpy(), table["cell"].to_numpy()), table["events"].to_numpy())
@@ -238,7 +240,7 @@ def _write_kept_rows(
 
     columns = ", ".join(f"staged.{name}" for name in schema.names)
     found = connection.sql(
-        f"""SELECT {columns} FROM read_parquet($path) AS staged LEFT JOIN popularity_buckets USING ({ITEM_ID})
+        f"""SELECT {columns} FROM read_parquet($path, hive_partitioning = false) AS staged LEFT JOIN popularity_buckets USING ({ITEM_ID})
             JOIN limits ON limits.bucket = coalesce(popularity_buckets.bucket, 0)
             WHERE {_HASH_CELL_SQL} < limits.cells
             ORDER BY staged.user_id, staged.event_timestamp, staged.{ITEM_ID}""",

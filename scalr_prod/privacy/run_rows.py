@@ -99,7 +99,9 @@ def open_run_rows(connection: DuckDBPyConnection, settings: Settings, spec: RunS
                 epoch_us({EVENT_TIMESTAMP}) < {_micros(spec)} AND epoch_us({CREATED_TIMESTAMP}) <= {_micros(spec)} AS trained
             FROM all_target_events WHERE {CREATED_TIMESTAMP} <= {timestamp_literal(spec.as_of)}"""
     )
-    connection.read_parquet([escape_glob(path) for path in files]).create_view("run_rows", replace=True)
+    connection.read_parquet([escape_glob(path) for path in files], hive_partitioning=False).create_view(
+        "run_rows", replace=True
+    )
 
 
 def _micros(spec: RunSpec) -> int:

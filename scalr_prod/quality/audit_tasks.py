@@ -203,7 +203,7 @@ def _plan(
 ) -> _AuditPlan:
     """Plan the tasks, from a sample of the users."""
     if files:
-        connection.read_parquet([escape_glob(path) for path in files]).create_view("candidates")
+        connection.read_parquet([escape_glob(path) for path in files], hive_partitioning=False).create_view("candidates")
     else:
         connection.register("candidates", schema.empty_table())
     start, end, time = timestamp_literal(spec.start), timestamp_literal(spec.end), "source_event_timestamp"

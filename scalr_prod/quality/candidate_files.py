@@ -132,7 +132,7 @@ class CandidateFiles:
     def _span_sql(self, number: int, groups: Sequence[RowGroup], columns: Sequence[str]) -> str:
         path = quote_literal(escape_glob(Path(self.root, self.names[number])))
         return f"""SELECT {", ".join(columns)}, {number}::INTEGER AS {FILE}, file_row_number AS {ROW}
-            FROM read_parquet({path}, file_row_number = true)
+            FROM read_parquet({path}, file_row_number = true, hive_partitioning = false)
             WHERE file_row_number >= {groups[0].first_row} AND file_row_number < {groups[-1].first_row + groups[-1].rows}"""
 
     def _iter_batches(self, groups: Sequence[RowGroup], columns: Sequence[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:

@@ -183,9 +183,9 @@ def judge_range(connection: DuckDBPyConnection, job: RangeJob, part: TimeRange) 
         QualityError: A rule's expression cannot be computed.
     """
     with job.folder.open_local_files(part.paths) as paths:
-        connection.read_parquet([escape_glob(path) for path in paths], filename=True, file_row_number=True).create_view(
-            "all_rows"
-        )
+        connection.read_parquet(
+            [escape_glob(path) for path in paths], filename=True, file_row_number=True, hive_partitioning=False
+        ).create_view("all_rows")
         connection.execute(f"CREATE OR REPLACE TEMP VIEW rows AS SELECT * FROM all_rows WHERE {_within_sql(part)}")
         _find_repeated(connection)
         columns = [f"r.{name}" for name in (*_SHOWN, "is_synthetic")]

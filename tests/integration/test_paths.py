@@ -22,7 +22,7 @@ from scalr_prod.schemas import Table
 #: Reads logs, or runs, once more in a folder with another name.
 long = pytest.mark.long
 
-NAMES = ["größe #1", "my project", "50% off", "{a}*b", "it's & so"]
+NAMES = ["user_id=5", "größe #1", "my project", "50% off", "{a}*b", "it's & so"]
 REFUSED = ["g[1]", "a?b", "a^b", "a|b", "a\\b", "x%20y", "tab\there"]
 
 
@@ -70,7 +70,7 @@ def test_a_folder_in_which_no_delta_table_can_be_is_refused_before_anything_is_w
 @long
 @pytest.mark.slow
 def test_a_run_a_training_set_and_upkeep_in_a_folder_with_blanks(trained_home, tmp_path, here):
-    folder = tmp_path / "größe #1 50%"
+    folder = tmp_path / "user_id=5" / "größe #1 50%"
     shutil.copytree(trained_home.parent, folder)
     shutil.rmtree(folder / ".scalr" / "feature_repo", ignore_errors=True)
     config = folder / trained_home.name

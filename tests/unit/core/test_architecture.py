@@ -7,6 +7,7 @@ Imports inside functions and under ``TYPE_CHECKING`` count as well. Layers are h
 """
 
 import ast
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -165,6 +166,13 @@ def test_a_function_of_several_modules_returns_no_bare_tuple_of_three(trees):
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.returns is not None
     ]
     assert not [f"{name}:{node.lineno} {node.name}" for name, node in public if any(map(is_record, ast.walk(node.returns)))]
+
+
+def test_no_folder_above_a_file_is_read_as_a_column():
+    """DuckDB would read 5 for every row of a file below a folder ``user_id=5``."""
+    for path in [*PACKAGE.rglob("*.py"), *STORE.rglob("*.py")]:
+        for call in re.finditer(r"(?<!pl\.)(?<!pd\.)\bread_parquet\(.{0,120}", path.read_text(encoding="utf-8"), re.DOTALL):
+            assert "hive_partitioning" in call[0], f"{path}: {call[0]}"
 
 
 def test_the_root_holds_the_public_modules_alone():
