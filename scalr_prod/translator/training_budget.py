@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from scalr_prod.core.memmap import iter_row_slices
-from scalr_prod.translator.estimators import scored_estimators
+from scalr_prod.translator.estimators import linear, scored_estimators
+from scalr_prod.translator.estimators.window_index import windows_per_batch
 
 if TYPE_CHECKING:
     from scalr_prod.config import TranslatorSettings
@@ -134,14 +135,16 @@ def _shared_work(name: str, counts: TrainingCounts, settings: TranslatorSettings
     if name == "topics":
         return _scaled(settings, share * _SOURCE_TOPICS * counts.source_events)
     source, target = _SHARE.get(name, (0.0, 0.0))
-    return _scaled(settings, source * counts.source_events + target * counts.labels)
+    source_events = min(counts.source_events, linear.MAX_CELLS) if name == "linear" else counts.source_events
+    return _scaled(settings, source * source_events + target * counts.labels)
 
 
 def _fit_work(name: str, counts: TrainingCounts, settings: TranslatorSettings) -> float:
     labels = counts.labels
     if name == "sequential":
         windows = min(counts.windows, labels)
-        return _scaled(settings, _SEQUENTIAL * settings.epochs / _EPOCHS * windows * counts.length)
+        passes = min(settings.epochs, settings.sequential_steps * windows_per_batch(settings.batch_size) / max(windows, 1))
+        return _scaled(settings, _SEQUENTIAL * passes / _EPOCHS * windows * counts.length)
     source, target = _FIT.get(name, _OTHER)
     return _scaled(settings, source * counts.source_events + target * labels)
 

@@ -62,6 +62,12 @@ class TranslatorSettings(SettingsSection):
     pretraining_events: int = Field(
         default=250_000, ge=1, description="maximum number of source events to pretrain the sequential and topic estimators on"
     )
+    sequential_steps: int = Field(
+        default=12_000,
+        ge=1,
+        description="maximum number of batches that the sequential estimator is fitted to. A longer log gives more: then it trains on "
+        "fewer than epochs passes, or on a random sample of its users' windows",
+    )
     retrain_every: float = Field(
         default=7.0,
         ge=0,
@@ -100,9 +106,10 @@ class TranslatorSettings(SettingsSection):
 
     def recipe(self) -> dict[str, Any]:
         """Return the settings that decide a version, as plain JSON values; ``recommended_events`` is in `training_inputs`."""
-        # Omitted by default, so that versions from before this setting stay the same.
-        others = {"train_on"} if self.train_on == "all" else set()
-        return self.model_dump(mode="json", exclude={"threads", "retrain_every", "pin", "recommended_events", *others})
+        # Omitted by default, so that verdicts from before these settings stay valid.
+        added = ("train_on", "sequential_steps")
+        defaults = {name for name in added if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json", exclude={"threads", "retrain_every", "pin", "recommended_events", *defaults})
 
 
 class GenerationSettings(SettingsSection):

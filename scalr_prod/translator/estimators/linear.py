@@ -8,15 +8,19 @@ on source events alone, so all parameter sets share it, and each set solves one 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 
 from scalr_prod.translator.context_batch import distinct_per_row
 from scalr_prod.translator.estimators.dot_products import dot_product_scores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from numpy.typing import NDArray
 
     from scalr_prod.translator.context_batch import ContextBatch
     from scalr_prod.translator.data.training_pairs import Parameters, TrainingSlice
@@ -30,6 +34,8 @@ RIDGE: Final = 3.0
 #: How much popular source items are damped: columns are divided by (users + 1)^DAMPING.
 DAMPING: Final = 0.25
 _POWER_ITERATIONS: Final = 4
+#: Cells of X that the components are computed from.
+MAX_CELLS: Final = 5_000_000
 #: Smallest ratio of the diagonal of the Cholesky factor at which columns are independent enough for Cholesky orthonormalisation.
 _MIN_PIVOT_RATIO: Final = 1e-5
 
@@ -40,29 +46,41 @@ def share(pairs: TrainingSlice) -> Parameters:
 
 
 def source_basis(pairs: TrainingSlice, components: int) -> Any:
-    """Compute Q by randomised subspace iteration (Halko et al. 2011), damping folded in: numpy float32 [n_source + 1, r]."""
-    import numpy as np
+    """Compute Q by randomised subspace iteration (Halko et al. 2011), damping folded in: numpy float32 [n_source + 1, r].
 
-    damping = (pairs.source_user_counts() + 1) ** -DAMPING
-
-    def parts() -> Iterator[Any]:
-        for users in pairs.iter_user_batches():
-            x = pairs.source_matrix(users)
-            norm = np.maximum(np.asarray(x.sum(axis=1)).ravel(), 1) ** -0.5
-            x.data *= np.repeat(norm, np.diff(x.indptr))  # rounds like products with diagonal matrices
-            x.data *= damping[x.indices]
-            yield x
-
+    At most about `MAX_CELLS` cells of X are used, those of users chosen at random.
+    """
+    counts = pairs.source_user_counts()
+    damping = (counts + 1) ** -DAMPING
+    random = np.random.default_rng(pairs.settings.seed)
     shape = len(pairs.log.users), pairs.n_source + 1
     components = min(components, *shape)
-    random = np.random.default_rng(pairs.settings.seed)
     q = random.standard_normal((shape[1], min(components + 32, *shape)), dtype=np.float32)
+    matrices: Callable[[], Iterable[Any]] = partial(user_matrices, pairs, damping)
+    share = MAX_CELLS / max(counts.sum(dtype=np.float64), 1)
+    if share < 1:
+        sample = list(user_matrices(pairs, damping, random.random(shape[0]) < share))
+        matrices = partial(iter, sample)
     for _ in range(_POWER_ITERATIONS):
-        q = orthonormalise(sum(x.T @ (x @ q) for x in parts()))
-    products_ = sum(projected.T @ projected for projected in (x @ q for x in parts()))
+        q = orthonormalise(sum(x.T @ (x @ q) for x in matrices()))
+    products_ = sum(projected.T @ projected for projected in (x @ q for x in matrices()))
     _, vectors = np.linalg.eigh(products_.astype(np.float64))
     basis = q @ vectors[:, ::-1][:, :components].astype(np.float32)
     return (damping[:, None] * basis).astype(np.float32)
+
+
+def user_matrices(
+    pairs: TrainingSlice, damping: NDArray[np.float32], chosen: NDArray[np.bool_] | None = None
+) -> Iterator[Any]:
+    """Yield X [users, n_source + 1] of consecutive users, or of the chosen ones among them, bool [U]."""
+    for users in pairs.iter_user_batches():
+        x = pairs.source_matrix(users)
+        if chosen is not None:
+            x = x[chosen[users]]
+        norm = np.maximum(np.asarray(x.sum(axis=1)).ravel(), 1) ** -0.5
+        x.data *= np.repeat(norm, np.diff(x.indptr))  # rounds like products with diagonal matrices
+        x.data *= damping[x.indices]
+        yield x
 
 
 def orthonormalise(columns: Any) -> Any:
@@ -77,8 +95,6 @@ def orthonormalise(columns: Any) -> Any:
     Returns:
         numpy float32 [n, r].
     """
-    import numpy as np
-
     exact = columns.astype(np.float64)
     try:
         factor = np.linalg.cholesky(exact.T @ exact)
@@ -92,8 +108,6 @@ def orthonormalise(columns: Any) -> Any:
 
 def fit(pairs: TrainingSlice, shared: Parameters) -> Parameters:
     """Fit ``coefficients`` float32 [r, n_target]: C."""
-    import numpy as np
-
     basis, all_targets = shared["basis"].numpy(), pairs.target_matrix()
     gram, sums = np.zeros((len(basis[0]), len(basis[0]))), np.zeros((all_targets.shape[1], len(basis[0])))
     user_count = 0

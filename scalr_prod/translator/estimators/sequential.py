@@ -10,6 +10,7 @@ target vectors with ridge coefficients of the states.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -66,28 +67,28 @@ def _fit(pairs: TrainingSlice, shared: Parameters) -> Parameters:
     parameters = {name: tensor.to(pairs.device, copy=True) for name, tensor in shared.items()}
     parameters["target"] = _target_vectors(parameters, windows, pairs.n_target, settings.batch_size)
     offsets = _Popularity(pairs)
-    steps = max(1, windows.batch_count(settings.batch_size)) * settings.epochs
+    steps = windows.step_count(settings)
     tables = {name: parameters.pop(name) for name in ("source", "target")}
     learner = LazyAdamW(parameters, tables, steps=steps, rate=LEARNING_RATE, decay=WEIGHT_DECAY)
-    for _ in range(settings.epochs):
-        for cpu_batch in windows.iter_epoch(settings.batch_size, generator):
-            check_cancelled(1 / steps)
-            batch = cpu_batch.to(pairs.device)
-            source, (items,) = learner.tables["source"].gather(cpu_batch.items)
-            state = attention.window_states(
-                learner.dense | {"source": source}, items, batch.days, (batch.row, batch.place), generator
-            )
-            negatives = Negatives.sample(offsets.sampling_probability, generator)
-            target, (label, negative_rows) = learner.tables["target"].gather(cpu_batch.item, negatives.items)
-            instant = offsets.instant(batch.time)
-            loss = sampled_softmax.sampled_softmax_loss(
-                state,
-                target,
-                sampled_softmax.Labels(label, offsets.table[batch.item, instant], instant, batch.weight),
-                Negatives(negative_rows, to_device(negatives.log_expected, pairs.device)),
-                offsets.table[to_device(negatives.items, pairs.device)].T.contiguous(),
-            )
-            learner.step(loss)
+    epochs = (windows.iter_epoch(settings.batch_size, generator) for _ in range(settings.epochs))
+    for cpu_batch in itertools.islice(itertools.chain.from_iterable(epochs), steps):
+        check_cancelled(1 / steps)
+        batch = cpu_batch.to(pairs.device)
+        source, (items,) = learner.tables["source"].gather(cpu_batch.items)
+        state = attention.window_states(
+            learner.dense | {"source": source}, items, batch.days, (batch.row, batch.place), generator
+        )
+        negatives = Negatives.sample(offsets.sampling_probability, generator)
+        target, (label, negative_rows) = learner.tables["target"].gather(cpu_batch.item, negatives.items)
+        instant = offsets.instant(batch.time)
+        loss = sampled_softmax.sampled_softmax_loss(
+            state,
+            target,
+            sampled_softmax.Labels(label, offsets.table[batch.item, instant], instant, batch.weight),
+            Negatives(negative_rows, to_device(negatives.log_expected, pairs.device)),
+            offsets.table[to_device(negatives.items, pairs.device)].T.contiguous(),
+        )
+        learner.step(loss)
     return learner.final_parameters()
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from scalr_prod.config import TranslatorSettings
     from scalr_prod.translator.data.training_pairs import TrainingSlice
 
 
@@ -163,19 +164,25 @@ class TrainingWindows:
             weight=None if weights is None else torch.from_numpy(weights / max(float(weights.mean()), 1e-30)),
         )
 
-    def batch_count(self, batch_size: int) -> int:
-        """Return the number of batches per epoch."""
-        return -(-len(self.index) // max(1, batch_size // _EVENTS_PER_WINDOW))
+    def step_count(self, settings: TranslatorSettings) -> int:
+        """Return the number of batches to train on: ``epochs`` passes, but at most ``sequential_steps``."""
+        batches = -(-len(self.index) // windows_per_batch(settings.batch_size))
+        return min(max(1, batches) * settings.epochs, settings.sequential_steps)
 
     def iter_epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[WindowBatch]:
         """Yield all windows once, in a new random order."""
-        size = max(1, batch_size // _EVENTS_PER_WINDOW)
-        for windows in torch.randperm(len(self.index), generator=generator).split(size):
+        order = torch.randperm(len(self.index), generator=generator)
+        for windows in order.split(windows_per_batch(batch_size)):
             begin, count = self.start[windows], self.start[windows + 1] - self.start[windows]
             row = torch.repeat_interleave(torch.arange(len(windows)), count)
             event = torch.repeat_interleave(begin - (count.cumsum(0) - count), count) + torch.arange(len(row))
             weight = None if self.weight is None else self.weight[event]
             yield WindowBatch(*self.index.read(windows), row, self.place[event], self.item[event], self.time[event], weight)
+
+
+def windows_per_batch(batch_size: int) -> int:
+    """Return the number of windows in a batch of ``[translator] batch_size`` target events."""
+    return max(1, batch_size // _EVENTS_PER_WINDOW)
 
 
 def index_source_windows(pairs: TrainingSlice) -> WindowIndex:

@@ -125,10 +125,19 @@ def test_linear_is_ridge_regression_on_the_principal_components(pairs):
     np.testing.assert_allclose(fitted["coefficients"].numpy(), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_the_source_basis_spans_the_leading_components(pairs):
-    basis = linear.share(pairs)["basis"].double().numpy()
+@pytest.mark.parametrize("share", [1.0, 0.6])
+def test_the_source_basis_spans_the_leading_components(pairs, share, monkeypatch):
+    """Those of all users, or of the users that were chosen because there are more cells than count."""
     x = pairs.source_matrix().toarray().astype(float)
+    used, plain = [], linear.user_matrices
+    monkeypatch.setattr(linear, "MAX_CELLS", share * x.sum())
+    monkeypatch.setattr(linear, "user_matrices", lambda *args: used.append(args[2:]) or plain(*args))
+    basis = linear.share(pairs)["basis"].double().numpy()
     damping = (x.sum(0) + 1) ** -linear.DAMPING
+    if share < 1:
+        ((chosen,),) = used  # read once
+        assert share - 0.15 < chosen.mean() < share + 0.15
+        x = x[chosen]
     x = x / np.maximum(x.sum(1, keepdims=True), 1) ** 0.5 * damping
     _, singular, rows = np.linalg.svd(x, full_matrices=False)
     found = basis / damping[:, None]

@@ -14,7 +14,7 @@ from support.translator_log import DAY, LENGTH, SETTINGS, make_log
 from scalr_prod.translator.context_batch import ContextBatch
 from scalr_prod.translator.data.training_pairs import TrainingSlice
 from scalr_prod.translator.estimators import attention, lazy_adamw, pretraining, sampled_softmax, sequential
-from scalr_prod.translator.estimators.window_index import TrainingWindows, index_source_windows
+from scalr_prod.translator.estimators.window_index import TrainingWindows, WindowIndex, index_source_windows, windows_per_batch
 
 #: Windows and places of all events of three windows.
 EVERY = torch.arange(3).repeat_interleave(LENGTH), torch.arange(LENGTH).repeat(3)
@@ -141,6 +141,32 @@ def test_pretraining_respects_the_event_limit(pairs, monkeypatch):
             assert most - LENGTH < sum(seen) // pretraining.EPOCHS <= most
     assert all(torch.equal(everything[name], found[told][name]) for name in everything)
     assert not torch.equal(everything["source"], found[told // 3]["source"])
+
+
+def test_the_number_of_steps_is_limited_and_no_window_repeats_before_all_were_seen(pairs, monkeypatch):
+    seen = []
+
+    def keep(index, windows):
+        seen.extend(windows.tolist())
+        return read(index, windows)
+
+    read = WindowIndex.read
+    monkeypatch.setattr(WindowIndex, "read", keep)
+    monkeypatch.setattr(sequential, "_target_vectors", lambda parameters, *_: parameters["source"][1 : pairs.n_target + 1].clone())
+    settings = pairs.settings.model_copy(update={"batch_size": 16, "epochs": 2})
+    windows = TrainingWindows.from_pairs(pairs)
+    batches = -(-len(windows.index) // windows_per_batch(16))
+    shared, fitted = sequential.share(pairs), {}
+    for most in (batches - 1, batches + 1, 2 * batches, 100 * batches):
+        seen.clear()
+        limited = replace(pairs, settings=settings.model_copy(update={"sequential_steps": most}))
+        assert windows.step_count(limited.settings) == min(most, 2 * batches)
+        fitted[most] = sequential.fit(limited, shared)
+        once, again = seen[: len(windows.index)], seen[len(windows.index) :]
+        assert len(set(once)) == len(once)
+        assert len(set(again)) == len(again) == (0 if most < batches else windows_per_batch(16) if most == batches + 1 else len(once))
+    assert all(torch.equal(fitted[2 * batches][name], fitted[100 * batches][name]) for name in shared)
+    assert not torch.equal(fitted[2 * batches]["target"], fitted[batches + 1]["target"])
 
 
 @pytest.mark.parametrize("moments", [1, 5])
