@@ -2,12 +2,12 @@
 
 Usage: python -m benchmarks [point_in_time data_path scoring limits gpu generation translator run]
        python -m benchmarks [day daily growth scale catalogue workers set_aside default_weight default_run ease abxi soak privacy]
-       python -m benchmarks [worlds world_lifts loop selection scout cold_items bridge spine shares]
+       python -m benchmarks [worlds world_lifts loop selection scout cold_items bridge spine shares training]
 
 Those of the second and third line run only when they are named: ``growth`` takes a minute, ``shares`` and ``spine`` five, ``selection``
 ten, ``scale`` hours at its default size, ``abxi`` up to an hour, ``worlds``, ``world_lifts``, ``set_aside`` and ``ease`` half
-an hour, ``catalogue``, ``default_run``, ``bridge`` and ``privacy`` a quarter, ``loop`` and ``cold_items`` twenty minutes, ``scout`` half
-an hour, ``soak``, ``day``, ``daily`` and ``workers`` ten minutes.
+an hour, ``catalogue``, ``default_run``, ``bridge``, ``training`` and ``privacy`` a quarter, ``loop`` and ``cold_items`` twenty minutes,
+``scout`` half an hour, ``soak``, ``day``, ``daily`` and ``workers`` ten minutes.
 
 Each is a module `bench_NAME` with a `main() -> dict`. Ratios come from one run on one machine, medians of several rounds.
 """
@@ -49,6 +49,7 @@ LONG = (
     "bridge",
     "spine",
     "shares",
+    "training",
 )
 PARTS = (
     "torch",

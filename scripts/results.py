@@ -110,6 +110,7 @@ def page() -> str:
         growth(),
         workers(),
         shares(),
+        training(),
         reliability(),
         translator(),
         lift(),
@@ -426,6 +427,27 @@ def shares() -> list[str]:
         f"A driver that waits for tasks takes {waiting:.0f} ms of processor time a second besides, which is not counted here.",
         "",
         *table([*header, "16 workers, simulated"], rows),
+    ]
+
+
+def training() -> list[str]:
+    """Training in tasks: the processor time of its parts, and the simulated rate of more workers."""
+    found = figures("training")
+    rows = [
+        [name.replace("_", " "), str(part["tasks"]), f"{part['seconds']:.1f}"]
+        for name, part in found["by_name"].items()
+        if part["seconds"] >= 1
+    ]
+    rates = ", ".join(f"{count} workers {found[f'rate_of_{count}']:.1f}" for count in (2, 4, 16))
+    (name, longest), *_ = found["longest_tasks"]
+    return [
+        *heading("Training in tasks", "training"),
+        f"{number(found['source_events'])} source and {number(found['target_events'])} target events, default settings.",
+        f"Of {found['total_s']:.0f} s of processor time, the driver alone takes {found['driver_s']:.0f}.",
+        f"The longest task, `{name.replace('_', ' ')}`, takes {longest:.0f} s.",
+        f"Times as fast as one worker, simulated: {rates}.",
+        "",
+        *table(["task", "number", "processor seconds, in all"], rows),
     ]
 
 

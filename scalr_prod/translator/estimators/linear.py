@@ -69,9 +69,7 @@ def source_basis(pairs: TrainingSlice, components: int) -> Any:
     return (damping[:, None] * basis).astype(np.float32)
 
 
-def user_matrices(
-    pairs: TrainingSlice, damping: NDArray[np.float32], chosen: NDArray[np.bool_] | None = None
-) -> Iterator[Any]:
+def user_matrices(pairs: TrainingSlice, damping: NDArray[np.float32], chosen: NDArray[np.bool_] | None = None) -> Iterator[Any]:
     """Yield X [users, n_source + 1] of consecutive users, or of the chosen ones among them, bool [U]."""
     for users in pairs.iter_user_batches():
         x = pairs.source_matrix(users)

@@ -46,7 +46,7 @@ def share(pairs: TrainingSlice) -> Parameters:
 
 
 def fit(pairs: TrainingSlice, shared: Parameters) -> Parameters:
-    """Train for ``[translator] epochs``: the tensors of `share`, and ``target`` float32 [n_target, d]."""
+    """Train for ``[translator] epochs``, but at most ``sequential_steps``: the tensors of `share`, and ``target`` float32 [n_target, d]."""
     return with_cpu_fallback(pairs.device, lambda device: _fit(replace(pairs, device=device), shared))
 
 
@@ -65,7 +65,7 @@ def _fit(pairs: TrainingSlice, shared: Parameters) -> Parameters:
     windows = TrainingWindows.from_pairs(pairs)
     generator = torch.Generator().manual_seed(settings.seed)
     parameters = {name: tensor.to(pairs.device, copy=True) for name, tensor in shared.items()}
-    parameters["target"] = _target_vectors(parameters, windows, pairs.n_target, settings.batch_size)
+    parameters["target"] = _target_vectors(parameters, windows, pairs)
     offsets = _Popularity(pairs)
     steps = windows.step_count(settings)
     tables = {name: parameters.pop(name) for name in ("source", "target")}
@@ -109,11 +109,15 @@ def score(parameters: Parameters, batch: ContextBatch, log_prior: torch.Tensor) 
 
 
 @torch.no_grad()
-def _target_vectors(p: Parameters, windows: TrainingWindows, n_target: int, batch_size: int) -> torch.Tensor:
-    """Regress target items on the states before their events (ridge), scaled to a mean norm of d^-½: float32 [n_target, d]."""
+def _target_vectors(p: Parameters, windows: TrainingWindows, pairs: TrainingSlice) -> torch.Tensor:
+    """Regress target items on the states before their events (ridge), scaled to a mean norm of d^-½: float32 [n_target, d].
+
+    One pass over the windows, but at most ``sequential_steps`` batches.
+    """
     dim, device = p["source"].shape[1], p["source"].device
-    gram, sums, n_events = torch.zeros(dim, dim).double(), torch.zeros(n_target, dim).double(), 0
-    for cpu_batch in windows.iter_epoch(batch_size, torch.Generator().manual_seed(0)):
+    gram, sums, n_events = torch.zeros(dim, dim).double(), torch.zeros(pairs.n_target, dim).double(), 0
+    batches = windows.iter_epoch(pairs.settings.batch_size, torch.Generator().manual_seed(0))
+    for cpu_batch in itertools.islice(batches, pairs.settings.sequential_steps):
         batch = cpu_batch.to(device)
         # Summed on the CPU: a GPU sums in a nondeterministic order.
         state = attention.window_states(p, batch.items, batch.days, (batch.row, batch.place)).cpu().double()

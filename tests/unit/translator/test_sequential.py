@@ -143,7 +143,7 @@ def test_pretraining_respects_the_event_limit(pairs, monkeypatch):
     assert not torch.equal(everything["source"], found[told // 3]["source"])
 
 
-def test_the_number_of_steps_is_limited_and_no_window_repeats_before_all_were_seen(pairs, monkeypatch):
+def test_the_number_of_batches_is_limited_and_no_window_repeats_before_all_were_read(pairs, monkeypatch):
     seen = []
 
     def keep(index, windows):
@@ -152,19 +152,24 @@ def test_the_number_of_steps_is_limited_and_no_window_repeats_before_all_were_se
 
     read = WindowIndex.read
     monkeypatch.setattr(WindowIndex, "read", keep)
-    monkeypatch.setattr(sequential, "_target_vectors", lambda parameters, *_: parameters["source"][1 : pairs.n_target + 1].clone())
     settings = pairs.settings.model_copy(update={"batch_size": 16, "epochs": 2})
-    windows = TrainingWindows.from_pairs(pairs)
-    batches = -(-len(windows.index) // windows_per_batch(16))
+    windows, size = TrainingWindows.from_pairs(pairs), windows_per_batch(16)
+    count = len(windows.index)
+    batches = -(-count // size)
     shared, fitted = sequential.share(pairs), {}
-    for most in (batches - 1, batches + 1, 2 * batches, 100 * batches):
+    # Windows that are read for the initial vectors, in the first and in the second epoch.
+    expected = {
+        batches - 1: [(batches - 1) * size] * 2 + [0],
+        batches + 1: [count, count, size],
+        2 * batches: [count] * 3,
+        100 * batches: [count] * 3,
+    }
+    for most, parts in expected.items():
         seen.clear()
-        limited = replace(pairs, settings=settings.model_copy(update={"sequential_steps": most}))
-        assert windows.step_count(limited.settings) == min(most, 2 * batches)
-        fitted[most] = sequential.fit(limited, shared)
-        once, again = seen[: len(windows.index)], seen[len(windows.index) :]
-        assert len(set(once)) == len(once)
-        assert len(set(again)) == len(again) == (0 if most < batches else windows_per_batch(16) if most == batches + 1 else len(once))
+        fitted[most] = sequential.fit(replace(pairs, settings=settings.model_copy(update={"sequential_steps": most})), shared)
+        assert len(seen) == sum(parts)
+        for end, length in zip(np.cumsum(parts), parts, strict=True):
+            assert len(set(seen[end - length : end])) == length
     assert all(torch.equal(fitted[2 * batches][name], fitted[100 * batches][name]) for name in shared)
     assert not torch.equal(fitted[2 * batches]["target"], fitted[batches + 1]["target"])
 
