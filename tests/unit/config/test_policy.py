@@ -138,7 +138,10 @@ def test_a_verdict_is_of_the_columns_that_are_mapped_and_of_the_pretraining(two_
     target = settings.domains.target.model_copy(update={"columns": mapped})
     other = settings.model_copy(update={"domains": settings.domains.model_copy(update={"target": target})})
     pretrained = settings.with_sections(translator={"pretraining_events": 1000})
-    assert len({settings_digest(one) for one in (settings, other, pretrained)}) == 3
+    shorter = settings.with_sections(translator={"sequential_steps": 1000})
+    assert len({settings_digest(one) for one in (settings, other, pretrained, shorter)}) == 4
+    # A verdict from before this setting is of its default.
+    assert "sequential_steps" not in settings.translator.recipe()
 
 
 def test_a_policy_of_when_lambda_was_a_factor_on_each_row_is_not_applied(two_domains, caplog):

@@ -26,3 +26,14 @@ def test_whole_logs_are_estimated_as_their_slice():
     held_back = estimate_calibration_work(1) * SETTINGS.validation_fraction * labels
     assert estimate_training_minutes(counts, SETTINGS) == pytest.approx((sets + held_back) / 60e6)
     assert source.n_windows(5) == 3 * 120  # twelve events each
+
+
+def test_steps_beyond_the_limit_are_not_estimated():
+    counts = LogCounts(source_events=10**9, windows=2 * 10**7, labels=10**8, length=50)
+    settings = SETTINGS.model_copy(update={"dim": 64, "epochs": 3, "batch_size": 256})
+    fewer, more, whole, beyond = (
+        estimate_training_minutes(counts, settings.model_copy(update={"sequential_steps": steps}))
+        for steps in (1_000, 2_000, 10**8, 10**9)
+    )
+    assert more - fewer == pytest.approx((settings.folds + 2) * 1_000 * 64 * 50 * 10 / 3 / 60e6)
+    assert more < whole == beyond
