@@ -51,8 +51,9 @@ WORKERS = tuple(map(int, os.environ.get("SCALR_BENCH_WORKERS", "0,1,2").split(",
 SIMULATED = 16
 #: Seconds of the task that a driver waits for.
 WAITED_S = 20
-#: What tasks of the stages import.
+#: What tasks of the stages import, the benchmark's own module among them.
 MODULES = (
+    "benchmarks.bench_shares",
     "great_expectations",
     "scalr_prod.compute.worker_preload",
     "scalr_prod.ingest.pipeline",

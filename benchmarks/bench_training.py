@@ -128,7 +128,7 @@ class _Open:
 def main() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         write_logs(Path(scratch), EVENTS)
-        with Project.open(Path(scratch) / "scalr.toml") as project:
+        with Project.open(Path(scratch) / "scalr.toml", compute={"device": "cpu"}) as project:
             project.ingest()
             project.histories()
             return {"source_events": EVENTS, "target_events": EVENTS // 10, **trained(project)}

@@ -446,6 +446,8 @@ def training() -> list[str]:
         f"Of {found['total_s']:.0f} s of processor time, the driver alone takes {found['driver_s']:.0f}.",
         f"The longest task, `{name.replace('_', ' ')}`, takes {longest:.0f} s.",
         f"Times as fast as one worker, simulated: {rates}.",
+        "`fit shared` is what an estimator learns from source events alone, `fit parameters` the rest of a parameter set.",
+        "`fit component` and `draw candidates` belong to the calibration, `score block` to metrics and information.",
         "",
         *table(["task", "number", "processor seconds, in all"], rows),
     ]

@@ -49,7 +49,9 @@ class TranslatorSettings(SettingsSection):
     dim: int = Field(
         default=64, ge=4, le=1024, description="length of item vectors; the sizes of other estimators follow from it"
     )
-    epochs: int = Field(default=3, ge=1, le=1000, description="passes of the sequential estimator over its events")
+    epochs: int = Field(
+        default=3, ge=1, le=1000, description="passes of the sequential estimator over its events, see sequential_steps"
+    )
     batch_size: int = Field(
         default=256, ge=1, le=65536, description="target events of one training batch of the sequential estimator"
     )
@@ -65,8 +67,8 @@ class TranslatorSettings(SettingsSection):
     sequential_steps: int = Field(
         default=12_000,
         ge=1,
-        description="maximum number of batches that the sequential estimator is fitted to. A longer log gives more: then it trains on "
-        "fewer than epochs passes, or on a random sample of its users' windows",
+        description="maximum number of training steps (batches) in each fit of the sequential estimator. A longer log gets fewer passes "
+        "than epochs or, past one pass, a random part of its users' histories",
     )
     retrain_every: float = Field(
         default=7.0,
@@ -106,7 +108,7 @@ class TranslatorSettings(SettingsSection):
 
     def recipe(self) -> dict[str, Any]:
         """Return the settings that decide a version, as plain JSON values; ``recommended_events`` is in `training_inputs`."""
-        # Omitted by default, so that verdicts from before these settings stay valid.
+        # Omitted by default, so that verdicts from before these settings stay valid, also of logs that get fewer steps since then.
         added = ("train_on", "sequential_steps")
         defaults = {name for name in added if getattr(self, name) == type(self).model_fields[name].default}
         return self.model_dump(mode="json", exclude={"threads", "retrain_every", "pin", "recommended_events", *defaults})

@@ -11,6 +11,7 @@ target vectors with ridge coefficients of the states.
 from __future__ import annotations
 
 import itertools
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from scalr_prod.translator.context_batch import ContextBatch
     from scalr_prod.translator.data.training_pairs import Parameters, TrainingSlice
 
+
+logger = logging.getLogger(__name__)
 
 version: Final = 1
 
@@ -67,7 +70,10 @@ def _fit(pairs: TrainingSlice, shared: Parameters) -> Parameters:
     parameters = {name: tensor.to(pairs.device, copy=True) for name, tensor in shared.items()}
     parameters["target"] = _target_vectors(parameters, windows, pairs)
     offsets = _Popularity(pairs)
-    steps = windows.step_count(settings)
+    wanted = windows.batch_count(settings.batch_size) * settings.epochs
+    steps = min(wanted, settings.sequential_steps)
+    if steps < wanted:
+        logger.info("the sequential estimator takes %d of %d steps: [translator] sequential_steps", steps, wanted)
     tables = {name: parameters.pop(name) for name in ("source", "target")}
     learner = LazyAdamW(parameters, tables, steps=steps, rate=LEARNING_RATE, decay=WEIGHT_DECAY)
     epochs = (windows.iter_epoch(settings.batch_size, generator) for _ in range(settings.epochs))

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scalr_prod.config import TranslatorSettings
     from scalr_prod.translator.data.training_pairs import TrainingSlice
 
 
@@ -164,10 +163,9 @@ class TrainingWindows:
             weight=None if weights is None else torch.from_numpy(weights / max(float(weights.mean()), 1e-30)),
         )
 
-    def step_count(self, settings: TranslatorSettings) -> int:
-        """Return the number of batches to train on: ``epochs`` passes, but at most ``sequential_steps``."""
-        batches = -(-len(self.index) // windows_per_batch(settings.batch_size))
-        return min(max(1, batches) * settings.epochs, settings.sequential_steps)
+    def batch_count(self, batch_size: int) -> int:
+        """Return the number of batches per epoch, at least one."""
+        return max(1, -(-len(self.index) // windows_per_batch(batch_size)))
 
     def iter_epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[WindowBatch]:
         """Yield all windows once, in a new random order."""

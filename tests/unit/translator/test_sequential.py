@@ -143,7 +143,7 @@ def test_pretraining_respects_the_event_limit(pairs, monkeypatch):
     assert not torch.equal(everything["source"], found[told // 3]["source"])
 
 
-def test_the_number_of_batches_is_limited_and_no_window_repeats_before_all_were_read(pairs, monkeypatch):
+def test_the_number_of_batches_is_limited_and_no_window_repeats_before_all_were_read(pairs, monkeypatch, caplog):
     seen = []
 
     def keep(index, windows):
@@ -164,10 +164,13 @@ def test_the_number_of_batches_is_limited_and_no_window_repeats_before_all_were_
         2 * batches: [count] * 3,
         100 * batches: [count] * 3,
     }
+    caplog.set_level("INFO", "scalr_prod")
     for most, parts in expected.items():
         seen.clear()
+        caplog.clear()
         fitted[most] = sequential.fit(replace(pairs, settings=settings.model_copy(update={"sequential_steps": most})), shared)
         assert len(seen) == sum(parts)
+        assert (f"takes {most} of {2 * batches} steps" in caplog.text) == (most < 2 * batches)
         for end, length in zip(np.cumsum(parts), parts, strict=True):
             assert len(set(seen[end - length : end])) == length
     assert all(torch.equal(fitted[2 * batches][name], fitted[100 * batches][name]) for name in shared)
