@@ -22,7 +22,6 @@ SCALR_BENCH_EVENTS is the number of source events (default: 6000000), SCALR_BENC
 from __future__ import annotations
 
 import hashlib
-import heapq
 import importlib
 import json
 import os
@@ -38,6 +37,7 @@ import psutil
 import pyarrow.parquet as pq
 
 from benchmarks.bench_scale import write_logs
+from benchmarks.makespan import Caller, makespan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -204,12 +204,7 @@ def simulated_rate(figures: dict[str, float], rounds: list[list[float]]) -> floa
     """How many times as fast `SIMULATED` workers are as one."""
     tasks = sum(map(len, rounds))
     around = (figures["workers_s"] - sum(map(sum, rounds))) / max(tasks, 1)  # what Dask does for a task
-    ends = 0.0
-    for seconds in rounds:
-        busy_until = [0.0] * SIMULATED
-        for task in seconds:
-            heapq.heapreplace(busy_until, busy_until[0] + task + around)
-        ends += max(busy_until)
+    ends = makespan(Caller([[("", task + around) for task in seconds] for seconds in rounds]), SIMULATED)
     own = figures["driver_s"] - figures["waiting_s"]
     return round((figures["workers_s"] + own) / (ends + own), 1)
 

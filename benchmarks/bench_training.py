@@ -12,20 +12,17 @@ SCALR_BENCH_EVENTS is the number of source events (default: 10000000, a quarter 
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import json
 import os
 import tempfile
 import time
-from collections import deque
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from benchmarks.bench_scale import write_logs
+from benchmarks.makespan import Caller, makespan
 from scalr_prod import Project
 from scalr_prod.translator import training
 from scalr_prod.translator.worker_pool import WorkerPool, ignore_progress, open_worker_pool, run_unit
@@ -35,21 +32,6 @@ if TYPE_CHECKING:
 
 EVENTS = int(os.environ.get("SCALR_BENCH_EVENTS", "10000000"))
 WORKERS = (1, 2, 4, 16)
-
-
-@dataclass
-class Caller:
-    """What one caller of the pool asked for, one after the other: tasks of a map, (name, seconds) each, or callers side by side."""
-
-    steps: list[list[tuple[str, float]] | list[Caller]] = field(default_factory=list)
-
-    def tasks(self) -> Iterator[tuple[str, float]]:
-        for step in self.steps:
-            for part in step:
-                if isinstance(part, Caller):
-                    yield from part.tasks()
-                else:
-                    yield part
 
 
 class RecordingPool(WorkerPool):
@@ -81,48 +63,6 @@ class RecordingPool(WorkerPool):
             results.append(function())
         self.caller = own
         return results[0], results[1]
-
-
-def makespan(caller: Caller, workers: int) -> float:
-    """Seconds until so many workers have done all tasks, given out in the order in which callers ask for them."""
-    queue: deque[tuple[float, _Open]] = deque()
-    running: list[tuple[float, int, _Open]] = []
-    number = itertools.count()
-    now = 0.0
-    _Open(caller, None).go_on(queue)
-    while queue or running:
-        while queue and len(running) < workers:
-            seconds, owner = queue.popleft()
-            heapq.heappush(running, (now + seconds, next(number), owner))
-        now, _, owner = heapq.heappop(running)
-        owner.ended(queue)
-    return now
-
-
-class _Open:
-    """A caller that has not returned, and who waits for it."""
-
-    def __init__(self, caller: Caller, parent: _Open | None) -> None:
-        self._steps, self._parent, self._pending = iter(caller.steps), parent, 0
-
-    def go_on(self, queue: deque[tuple[float, _Open]]) -> None:
-        """Ask for the next step; if there is none, tell the parent."""
-        for step in self._steps:
-            self._pending = len(step)
-            for part in step:
-                if isinstance(part, Caller):
-                    _Open(part, self).go_on(queue)
-                else:
-                    queue.append((part[1], self))
-            if step:
-                return
-        if self._parent is not None:
-            self._parent.ended(queue)
-
-    def ended(self, queue: deque[tuple[float, _Open]]) -> None:
-        self._pending -= 1
-        if not self._pending:
-            self.go_on(queue)
 
 
 def main() -> dict[str, Any]:

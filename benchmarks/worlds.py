@@ -281,7 +281,8 @@ def period_of(time: NDArray[np.int64]) -> NDArray[np.int64]:
 def place_before(events: Events, user: NDArray[np.int64], time: NDArray[np.int64]) -> NDArray[np.int64]:
     """Position of the last event of ``user`` or of a user before it that is strictly before each time; -1 where there is none."""
     span = DAYS * DAY_US + 1
-    assert int(user.max(initial=0)) < np.iinfo(np.int64).max // span - 1, "so many users and times do not fit into one number"
+    last = max(int(users.max(initial=0)) for users in (events.user, user))
+    assert last < np.iinfo(np.int64).max // span - 1, "so many users and times do not fit into one number"
     return np.searchsorted(events.user * span + events.time - START_US, user * span + time - START_US) - 1
 
 

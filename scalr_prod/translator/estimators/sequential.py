@@ -68,7 +68,7 @@ def _fit(pairs: TrainingSlice, shared: Parameters) -> Parameters:
     windows = TrainingWindows.from_pairs(pairs)
     generator = torch.Generator().manual_seed(settings.seed)
     parameters = {name: tensor.to(pairs.device, copy=True) for name, tensor in shared.items()}
-    parameters["target"] = _target_vectors(parameters, windows, pairs)
+    parameters["target"] = _target_vectors(parameters, windows)
     offsets = _Popularity(pairs)
     wanted = windows.batch_count(settings.batch_size) * settings.epochs
     steps = min(wanted, settings.sequential_steps)
@@ -115,12 +115,12 @@ def score(parameters: Parameters, batch: ContextBatch, log_prior: torch.Tensor) 
 
 
 @torch.no_grad()
-def _target_vectors(p: Parameters, windows: TrainingWindows, pairs: TrainingSlice) -> torch.Tensor:
+def _target_vectors(p: Parameters, windows: TrainingWindows) -> torch.Tensor:
     """Regress target items on the states before their events (ridge), scaled to a mean norm of d^-½: float32 [n_target, d].
 
     One pass over the windows, but at most ``sequential_steps`` batches.
     """
-    dim, device = p["source"].shape[1], p["source"].device
+    dim, device, pairs = p["source"].shape[1], p["source"].device, windows.index.pairs
     gram, sums, n_events = torch.zeros(dim, dim).double(), torch.zeros(pairs.n_target, dim).double(), 0
     batches = windows.iter_epoch(pairs.settings.batch_size, torch.Generator().manual_seed(0))
     for cpu_batch in itertools.islice(batches, pairs.settings.sequential_steps):
