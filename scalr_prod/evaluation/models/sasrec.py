@@ -58,8 +58,8 @@ class SasRecHyperparameters:
     layers: int = 2
     heads: int = 2
     length: int = 50
-    epochs: int = 8
-    batch: int = 128
+    epochs: int = 16
+    batch: int = 64
     negatives: int = 256
     dropout: float = 0.2
     threads: int = 1
@@ -74,7 +74,10 @@ class SasRec:
 
     Hyperparameters: Final = SasRecHyperparameters
     #: Hyperparameters tuned on validation for real events only, one after the other.
-    search_space: Final = (Hyperparameter("epochs", (8, 16), step=2.0, low=2, high=64, is_integer=True), HALF_LIFE)
+    search_space: Final = (
+        HALF_LIFE,
+        Hyperparameter("epochs", (16, 32), step=2.0, low=4, high=64, is_integer=True, multiplies_cost=True),
+    )
 
     def __init__(self, hyperparameters: SasRecHyperparameters) -> None:
         self.hyperparameters = hyperparameters

@@ -50,7 +50,7 @@ class TwoTowerHyperparameters:
     """
 
     dim: int = 48
-    epochs: int = 8
+    epochs: int = 16
     batch: int = 256
     negatives: int = 10
     length: int = 50
@@ -70,8 +70,8 @@ class TwoTower:
     #: Hyperparameters tuned on validation for real events only, one after the other.
     search_space: Final = (
         Hyperparameter("decay", (1.0, 0.3, 3.0)),
-        Hyperparameter("epochs", (8, 16), step=2.0, low=2, high=64, is_integer=True),
         HALF_LIFE,
+        Hyperparameter("epochs", (16, 32), step=2.0, low=4, high=64, is_integer=True, multiplies_cost=True),
     )
 
     def __init__(self, hyperparameters: TwoTowerHyperparameters) -> None:
