@@ -29,7 +29,7 @@ LEFT_OUT = {
     "bridge": "an experiment with titles, which came to nothing that is built: [a bridge](../experiments/bridge.md)",
     "cold_items": "an experiment with titles, which came to nothing that is built: [cold items](../experiments/cold-items.md)",
     "feast_matrix": "counts of tests: [compatibility](compatibility.md#releases-of-feast)",
-    "lift_yelp_models": "other models on Yelp: [measurements](../experiments/lift.md#yelp-sasrec-and-a-two-tower-model)",
+    "lift_yelp_models": "models other than ALS: [measurements](../experiments/lift.md#yelp-sasrec-and-a-two-tower-model)",
     "loop": "a simulated loop: [the loop](../experiments/loop.md)",
     "default_run_as_is": "nobody's target events hidden: [users as they are](../experiments/lift.md#users-as-they-are)",
     "selection": "simulated evaluations: [ADR 0019](../adr/0019-synthetic-weight.md)",

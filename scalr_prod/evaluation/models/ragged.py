@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from scalr_prod.evaluation.search import Hyperparameter
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Self
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.interactions import Interactions
 
 
+#: Passes over the events; tuned last, since a fit takes as many times longer.
+EPOCHS: Final = Hyperparameter("epochs", (16, 32), step=2.0, low=2, high=64, is_integer=True, multiplies_cost=True)
 _LEARNING_RATE: Final = 0.02
 
 

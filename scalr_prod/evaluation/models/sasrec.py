@@ -20,8 +20,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from scalr_prod.evaluation.models.ragged import RaggedInteractions, UserTable, train
-from scalr_prod.evaluation.search import HALF_LIFE, Hyperparameter
+from scalr_prod.evaluation.models.ragged import EPOCHS, RaggedInteractions, UserTable, train
+from scalr_prod.evaluation.search import HALF_LIFE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,10 +74,7 @@ class SasRec:
 
     Hyperparameters: Final = SasRecHyperparameters
     #: Hyperparameters tuned on validation for real events only, one after the other.
-    search_space: Final = (
-        HALF_LIFE,
-        Hyperparameter("epochs", (16, 32), step=2.0, low=4, high=64, is_integer=True, multiplies_cost=True),
-    )
+    search_space: Final = (HALF_LIFE, EPOCHS)
 
     def __init__(self, hyperparameters: SasRecHyperparameters) -> None:
         self.hyperparameters = hyperparameters

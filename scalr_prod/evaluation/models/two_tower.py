@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from scalr_prod.evaluation.models.ragged import RaggedInteractions, UserTable, train
+from scalr_prod.evaluation.models.ragged import EPOCHS, RaggedInteractions, UserTable, train
 from scalr_prod.evaluation.search import HALF_LIFE, Hyperparameter
 
 if TYPE_CHECKING:
@@ -68,11 +68,7 @@ class TwoTower:
 
     Hyperparameters: Final = TwoTowerHyperparameters
     #: Hyperparameters tuned on validation for real events only, one after the other.
-    search_space: Final = (
-        Hyperparameter("decay", (1.0, 0.3, 3.0)),
-        HALF_LIFE,
-        Hyperparameter("epochs", (16, 32), step=2.0, low=4, high=64, is_integer=True, multiplies_cost=True),
-    )
+    search_space: Final = (Hyperparameter("decay", (1.0, 0.3, 3.0)), HALF_LIFE, EPOCHS)
 
     def __init__(self, hyperparameters: TwoTowerHyperparameters) -> None:
         self.hyperparameters, self.negatives = hyperparameters, hyperparameters.negatives
