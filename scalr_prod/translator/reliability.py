@@ -47,10 +47,12 @@ class ReliabilityClass:
 
     def interval(self) -> tuple[float, float]:
         """Return the exact binomial interval of the observed rate (Clopper and Pearson, 1934)."""
-        from scipy import stats
+        from scipy import special  # scipy.stats takes a second to import
 
-        interval = stats.binomtest(self.events, self.pairs).proportion_ci(CONFIDENCE, method="exact")
-        return float(interval.low), float(interval.high)
+        tail = (1 - CONFIDENCE) / 2
+        low = special.betaincinv(self.events, self.pairs - self.events + 1, tail) if self.events else 0.0
+        high = special.betainccinv(self.events + 1, self.pairs - self.events, tail) if self.events < self.pairs else 1.0
+        return float(low), float(high)
 
     def is_off(self, max_factor: float) -> bool:
         """Return whether the prediction is wrong by more than chance and by more than a factor; False below `MIN_OUTCOMES`."""

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from scipy import stats
 from support.translator_log import DAY, LENGTH, METADATA, SETTINGS
 
 from scalr_prod.translator.calibration import CalibrationEvents, calibrate, uncalibrated_tables
@@ -14,7 +15,7 @@ from scalr_prod.translator.data.event_log import EventLog
 from scalr_prod.translator.data.training_pairs import LazyContexts, TrainingSlice, contexts_and_labels
 from scalr_prod.translator.metrics import measure
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.reliability import ReliabilityClass
+from scalr_prod.translator.reliability import CONFIDENCE, ReliabilityClass
 from scalr_prod.translator.trainer import fit_parameter_sets
 
 ITEMS, USERS = 20, 1_500
@@ -118,3 +119,9 @@ def test_the_interval_covers_the_true_rate():
     rng = np.random.default_rng(3)
     intervals = [reliability_class(100, 0.1, int(events)).interval() for events in rng.binomial(100, 0.1, 400)]
     assert sum(low <= 0.1 <= high for low, high in intervals) >= 398
+
+
+@pytest.mark.parametrize(("pairs", "events"), [(5, 2), (100, 0), (100, 100), (1, 1), (1_000_000, 150)])
+def test_the_interval_is_the_exact_binomial_one(pairs, events):
+    expected = stats.binomtest(events, pairs).proportion_ci(CONFIDENCE, method="exact")
+    assert reliability_class(pairs, 0.1, events).interval() == pytest.approx((expected.low, expected.high), rel=1e-5)
