@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from feast_delta import delta_log
 from feast_delta.delta_log import (
@@ -26,7 +26,8 @@ from feast_delta.delta_log import (
 from scalr_prod.core.store_errors import translate_store_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
     import pyarrow as pa
     import pyarrow.dataset as ds
@@ -48,12 +49,16 @@ __all__ = [
     "files_in_key_range",
     "files_in_time_range",
     "first_missing_file",
+    "latest_time",
     "local_paths",
     "reopen_version",
     "row_count",
     "row_count_by_file",
     "version_fingerprint",
 ]
+
+#: The log's statistics hold times in milliseconds, so `file_time_bounds` are wider than a file's times by at most this (µs).
+_MILLISECOND: Final = 1_000
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,24 @@ def row_count(table: DeltaTable, names: frozenset[str] | None = None) -> int:
     import pyarrow.compute as pc
 
     return pc.sum(pa.table(table.get_add_actions()).column("num_records")).as_py() or 0
+
+
+def latest_time(table: DeltaTable, columns: Sequence[str]) -> datetime | None:
+    """Return the latest time in some columns of a table, or None if it has no rows.
+
+    The log tells which files may hold it; of those, only the footers are read.
+
+    Raises:
+        LakeError: A file is missing.
+    """
+    latest: list[datetime] = []
+    for column in columns:
+        bounds = file_time_bounds(table, column)
+        greatest = max((high for _, high in bounds.values() if high < UNBOUNDED[1]), default=0)
+        names = frozenset(name for name, (_, high) in bounds.items() if high > greatest - _MILLISECOND)
+        for file in files_dataset(table, names).get_fragments():
+            latest += [group.statistics[column]["max"] for group in file.row_groups]
+    return max(latest, default=None)
 
 
 def cast_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

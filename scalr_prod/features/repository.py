@@ -29,7 +29,7 @@ from scalr_prod.features.tenancy import (
     remove_label_views,
     remove_permissions,
 )
-from scalr_prod.lake import open_project_lake
+from scalr_prod.lake import Lake, check_domains
 from scalr_prod.schemas import ITEM_ID, RECOMMENDED_BY, USER_ID, Table, id_type_of
 from scalr_prod.version import __version__
 from scalr_prod.workspace import ProjectIdentity, claim_directory
@@ -153,12 +153,14 @@ def _definition_facts(settings: Settings) -> dict[str, Any]:
 
 
 def _lake_facts(settings: Settings) -> dict[str, Any]:
-    lake = open_project_lake(settings)
-    source, target = lake.schema(Table.SOURCE_EVENTS), lake.schema(Table.TARGET_EVENTS)
+    lake = Lake.open(settings)
+    opened = check_domains(settings, lake)
+    source, target = (lake.schema(table, opened=opened.get(table)) for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS))
     item = id_type_of(source, ITEM_ID)
     # With several source domains, item ids of events include the domain and those of synthetic events do not. These tables are created
     # when both sides are ingested.
-    synthetic = lake.schema(Table.SYNTHETIC_QUARANTINE) if settings.domains.has_several_sources else None
+    candidates = Table.SYNTHETIC_QUARANTINE
+    synthetic = lake.schema(candidates, opened=opened.get(candidates)) if settings.domains.has_several_sources else None
     return {
         "root": lake.root,
         "user": id_type_of(source, USER_ID),

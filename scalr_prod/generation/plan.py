@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.calendar import add_days
+from scalr_prod.core.delta_log import files_dataset
 from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.errors import EmptyWindow, TrainedPastWindow
 from scalr_prod.generation.encoding import count_contexts
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from deltalake import DeltaTable
     from duckdb import DuckDBPyConnection
 
     from scalr_prod.config import GenerationSettings, Settings
@@ -89,10 +91,10 @@ def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSp
 
     options = settings.generation
     lake = Lake.open(settings)
-    versions = {table.value: lake.version(table) for table in TABLES_READ}
+    versions = lake.versions(TABLES_READ)
     with staging_folder(settings, "plan") as folder, open_duckdb(settings, folder) as connection:
-        register_events(connection, lake, versions)
-        window = resolve_window(options, connection, lake, timezone=settings.project.timezone)
+        opened = register_events(connection, lake, versions)
+        window = resolve_window(options, connection, lake, opened, timezone=settings.project.timezone)
         chosen = run_settings(settings)
         contexts, _ = count_contexts(connection, chosen, window, settings.home)
         limit = max_events_per_context(settings, connection, window, contexts)
@@ -117,13 +119,21 @@ def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSp
     )
 
 
-def resolve_window(options: GenerationSettings, connection: DuckDBPyConnection, lake: Lake, *, timezone: str) -> RunWindow:
+def resolve_window(
+    options: GenerationSettings,
+    connection: DuckDBPyConnection,
+    lake: Lake,
+    opened: Mapping[Table, DeltaTable],
+    *,
+    timezone: str,
+) -> RunWindow:
     """Return the window of the settings with every default resolved; see `resolve_run_spec` for the defaults.
 
     Args:
         options: ``[generation]`` mode, start, end and as_of.
         connection: A DuckDB connection in which ``events`` are the source events.
         lake: The project's lake.
+        opened: Its events tables, see `register_events`.
         timezone: Time zone of calendar days.
 
     Raises:
@@ -131,7 +141,7 @@ def resolve_window(options: GenerationSettings, connection: DuckDBPyConnection, 
     """
     from scalr_prod.translator import data_end
 
-    end = options.end or data_end(lake)
+    end = options.end or data_end(lake, opened=opened)
     as_of = options.as_of or end
     # A causal run without a start covers the last day: it is the daily one.
     start = options.start or (add_days(end, -1, timezone) if options.mode == "causal" else None)
@@ -141,10 +151,23 @@ def resolve_window(options: GenerationSettings, connection: DuckDBPyConnection, 
     return RunWindow(start or found.first, end, as_of)
 
 
-def register_events(connection: DuckDBPyConnection, lake: Lake, versions: Mapping[str, int]) -> None:
-    """Make the lake's source events the view ``events``, and its target events ``target_events``, of these versions."""
-    connection.register("events", lake.dataset(Table.SOURCE_EVENTS, version=versions[Table.SOURCE_EVENTS]))
-    connection.register("target_events", lake.dataset(Table.TARGET_EVENTS, version=versions[Table.TARGET_EVENTS]))
+def register_events(
+    connection: DuckDBPyConnection, lake: Lake, versions: Mapping[str, int] | None = None
+) -> dict[Table, DeltaTable]:
+    """Make the lake's source events the view ``events``, and its target events ``target_events``.
+
+    Args:
+        connection: A DuckDB connection.
+        lake: The lake.
+        versions: Version of each table, by name; default: the latest.
+
+    Returns:
+        The two tables, opened.
+    """
+    opened = lake.open_tables((Table.SOURCE_EVENTS, Table.TARGET_EVENTS), versions=versions)
+    connection.register("events", files_dataset(opened[Table.SOURCE_EVENTS]))
+    connection.register("target_events", files_dataset(opened[Table.TARGET_EVENTS]))
+    return opened
 
 
 def max_events_per_context(settings: Settings, connection: DuckDBPyConnection, window: RunWindow, contexts: int) -> int:

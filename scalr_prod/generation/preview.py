@@ -12,7 +12,6 @@ from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.generation.encoding import count_contexts
 from scalr_prod.generation.plan import TABLES_READ, max_events_per_context, register_events, resolve_window, run_settings
 from scalr_prod.lake import Lake
-from scalr_prod.schemas import Table
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -58,7 +57,8 @@ class RunPreview(Jsonable):
         ]
         others = (now.keys() | former.keys()) - {"generation", "histories"}
         found += sorted(name for name in others if now.get(name) != former.get(name))
-        return found + [table.value for table in TABLES_READ if lake.version(table) != spec.table_versions.get(table.value)]
+        current = lake.versions(TABLES_READ)
+        return found + [name for name, version in current.items() if version != spec.table_versions.get(name)]
 
 
 def preview_run(settings: Settings) -> RunPreview:
@@ -73,10 +73,8 @@ def preview_run(settings: Settings) -> RunPreview:
     lake = Lake.open(settings)
     # DuckDB must not spill into the project: a preview writes nothing there.
     with tempfile.TemporaryDirectory(prefix="scalr-") as folder, open_duckdb(settings, Path(folder)) as connection:
-        register_events(
-            connection, lake, {table.value: lake.version(table) for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS)}
-        )
-        window = resolve_window(settings.generation, connection, lake, timezone=settings.project.timezone)
+        opened = register_events(connection, lake)
+        window = resolve_window(settings.generation, connection, lake, opened, timezone=settings.project.timezone)
         chosen = run_settings(settings)
         contexts, users = count_contexts(connection, chosen, window, settings.home)
         limit = max_events_per_context(settings, connection, window, contexts)

@@ -197,8 +197,8 @@ def _generate_parts(
     missing = [number for number in range(partitions) if number not in manifests]
     if missing:
         ensure_consent_not_withdrawn(settings, spec.run_id, spec.settings)
-        for table, version in spec.table_versions.items():
-            Lake.open(settings).open_table(Table(table), version=version)  # fail here once, not in every worker
+        # Fail here once, not in every worker.
+        Lake.open(settings).open_tables(map(Table, spec.table_versions), versions=spec.table_versions)
         total = write_shards(settings, spec, partitions)
         done = sum(manifest["contexts"] for manifest in manifests.values())
         items = _catalogue_size(settings, spec)

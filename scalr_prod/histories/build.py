@@ -112,9 +112,9 @@ def are_tables_current(settings: Settings, lake: Lake) -> bool:
 
 
 def _is_built(histories: HistorySettings, lake: Lake, table: Table) -> bool:
-    if not lake.exists(table) or not lake.exists(_EVENTS[table]):
-        return False
-    return _is_fresh(lake.open_table(table), _made_from(histories, table, lake.open_table(_EVENTS[table])))
+    events = _EVENTS[table]
+    opened = lake.find_tables((table, events))
+    return opened.keys() == {table, events} and _is_fresh(opened[table], _made_from(histories, table, opened[events]))
 
 
 def rebuild_reason(settings: Settings) -> str | None:
@@ -160,8 +160,9 @@ def build_tables(
         CommitFailed: The table is unchanged; others may have been built.
     """
     names = dict.fromkeys(_EVENTS.values())
-    events = {name: EventsTable(lake, name, opened[name] if name in opened else lake.open_table(name)) for name in names}
-    builds = {table: TableBuild(settings, lake, table, lake.open_table(table), events[name]) for table, name in _EVENTS.items()}
+    tables = {**opened, **lake.open_tables(name for name in (*names, *_EVENTS) if name not in opened)}
+    events = {name: EventsTable(lake, name, tables[name]) for name in names}
+    builds = {table: TableBuild(settings, lake, table, tables[table], events[name]) for table, name in _EVENTS.items()}
     for each in events.values():  # after the tables, to include what another process has just built from
         lake.refresh(each.table, each.current)
     outdated = [build for build in builds.values() if not _is_current(build)]

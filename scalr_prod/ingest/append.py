@@ -151,10 +151,10 @@ class AppendMissing:
                 differently), or shifted in time (another time zone); or an event of the table is marked as recommended in the log alone, or
                 in the table alone. Ingesting it would double-count.
         """
-        if not self.lake.exists(self.table):
+        opened = self.lake.find_table(self.table)
+        if opened is None:
             self._pieces, self._compared = self.log.files, 0
             return
-        opened = self.lake.open_table(self.table)
         names = arrow_schema(opened).names
         job = _CompareJob(self.lake, self.table, opened.version(), names, self.log.item_prefix, self.tasks.folder)
         calls = [(job, number, *each) for number, each in enumerate(self._time_ranges())]
@@ -273,6 +273,7 @@ class AppendMissing:
             BadValue: As for `compare_rounds`, if the table has changed since.
             ComputeError: A task failed; nothing was added.
         """
+        opened = self.lake.open_table(self.table)
 
         def add(version: int) -> CommitSummary:
             # A table created after a comparison without one is empty at version 0: all of the log is missing from it.
@@ -281,16 +282,16 @@ class AppendMissing:
             if not self._rows:
                 # The table may have changed after `version` was read: the compared version is known to hold the whole log.
                 return CommitSummary(0, 0, self._compared)
-            files = self._write_files(count)
-            committed = self.lake.append_files(self.table, files, key=commit_key(), expected_version=version)
+            files = self._write_files(arrow_schema(opened), count)
+            committed = self.lake.append_files(self.table, files, key=commit_key(), expected_version=version, opened=opened)
             return CommitSummary(self._rows, 0, committed.version)
 
-        return retry_on_new_version(self.lake, self.table, add)
+        return retry_on_new_version(self.lake, self.table, add, opened=opened)
 
-    def _write_files(self, count: Callable[[int], None]) -> list[TableFile]:
+    def _write_files(self, schema: pa.Schema, count: Callable[[int], None]) -> list[TableFile]:
         """Write the missing rows to the table's folder, in tasks."""
         written: dict[int, TableFile] = {}
-        job = _WriteJob(self.lake, self.table, self.lake.schema(self.table), str(uuid.uuid4()), self.tasks.folder)
+        job = _WriteJob(self.lake, self.table, schema, str(uuid.uuid4()), self.tasks.folder)
         calls = ((job, number, piece) for number, piece in enumerate(self._pieces))
         try:
             for number, file in self.tasks.executor.map(_write_table_file, calls):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from scalr_prod.core.delta_log import arrow_schema
 from scalr_prod.ingest.append import commit_key
 from scalr_prod.ingest.rows import (
     BATCH_ROWS,
@@ -19,6 +20,8 @@ from scalr_prod.lake import retry_on_new_version
 from scalr_prod.schemas import ITEM_ID, Table
 
 if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
     from scalr_prod.ingest.append import StagedLog
     from scalr_prod.ingest.staging import StagedItems
     from scalr_prod.lake import Lake
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 _DESCRIPTION = ("title", "category", "value")
 
 
-def update_catalogue(db: Any, lake: Lake, log: StagedLog, staged: StagedItems | None) -> tuple[int, int]:
+def update_catalogue(db: Any, lake: Lake, log: StagedLog, staged: StagedItems | None, *, opened: DeltaTable) -> tuple[int, int]:
     """Update a domain's rows of its item catalogue.
 
     Title, category and value come from the item file if it has the item; else they stay as they were, or are null for a new item. Of
@@ -36,9 +39,10 @@ def update_catalogue(db: Any, lake: Lake, log: StagedLog, staged: StagedItems | 
 
     Args:
         db: DuckDB connection that holds the tables of the log's ids.
-        lake: The lake; the catalogue's table exists.
+        lake: The lake.
         log: The staged log.
         staged: The staged item file, if there is one.
+        opened: The catalogue's table.
 
     Returns:
         The number of this domain's catalogue rows, and of rows of the file that a later row replaced.
@@ -47,7 +51,7 @@ def update_catalogue(db: Any, lake: Lake, log: StagedLog, staged: StagedItems | 
         CommitFailed: The lake rejected the commit; the catalogue is unchanged.
     """
     table = Table.items(log.domain)
-    schema = lake.schema(table)
+    schema = arrow_schema(opened)
     columns = ", ".join(schema.names)
     duplicates = _load_file(db, log, staged)
     described = ", ".join(
@@ -55,7 +59,7 @@ def update_catalogue(db: Any, lake: Lake, log: StagedLog, staged: StagedItems | 
     )
 
     def update(version: int) -> int:
-        create_temp_table(db, "former", scan_table(lake.open_table(table, version=version)))
+        create_temp_table(db, "former", scan_table(opened))
         db.execute(
             f"CREATE OR REPLACE TEMP TABLE latest AS SELECT {ITEM_ID}, {described} "
             f"FROM (SELECT {ITEM_ID} FROM {log.items_table} UNION SELECT {ITEM_ID} FROM former) AS ids "
@@ -66,10 +70,10 @@ def update_catalogue(db: Any, lake: Lake, log: StagedLog, staged: StagedItems | 
         if count_rows(db, f"SELECT {columns} FROM latest EXCEPT SELECT {columns} FROM former"):
             ordered = db.sql(f"SELECT {columns} FROM latest ORDER BY {ITEM_ID}").to_arrow_reader(BATCH_ROWS)
             rows = cast_to_schema(ordered, schema, lambda _: None)
-            lake.replace(table, rows, key=commit_key(), expected_version=version)
+            lake.replace(table, rows, key=commit_key(), expected_version=version, opened=opened)
         return size
 
-    return retry_on_new_version(lake, table, update), duplicates
+    return retry_on_new_version(lake, table, update, opened=opened), duplicates
 
 
 def remove_unused_items(db: Any, lake: Lake, log: StagedLog) -> int:

@@ -526,7 +526,8 @@ class IngestPipeline:
             self._create_or_complete(events, schema, described, domain)
             own = [Table.items(domain), Table.history(domain)]
             for table in [*own, *([Table.TARGET_ITEM_STATS] if domain == "target" else [])]:
-                self.lake.create(table, table_schema(table, user=self.user_type, item=item), opened=self.opened.get(table))
+                schema = table_schema(table, user=self.user_type, item=item)
+                self.opened[table] = self.lake.create(table, schema, opened=self.opened.get(table))
         if len(self.item_types) == len(_BOTH):
             source = self._source_item_type()
             for table in (Table.SYNTHETIC_TARGET_EVENTS, Table.SYNTHETIC_EVENT_PROVENANCE, Table.SYNTHETIC_QUARANTINE):
@@ -598,7 +599,9 @@ class IngestPipeline:
             answers = self.user_ids.exclude_suppressed(self.db, self.suppressed, read_answers, log.domain)
             create_ids_table(self.db, "log_users", [(self.log_tasks[place].folder, log.users)])
             record_consent(self.settings, self.db, self.lake, log, answers)
-        size, duplicates = update_catalogue(self.db, self.lake, log, self.items[place])
+        size, duplicates = update_catalogue(
+            self.db, self.lake, log, self.items[place], opened=self.opened[Table.items(log.domain)]
+        )
         unnamed = count_items_missing_from_file(self.db, log) if self.items[place] else None
         over_limit = self.user_day_limits[place].commit(self.lake, log) if place in self.user_day_limits else 0
         with track(f"add {place}", show=progress, total=staged.rows) as count:

@@ -77,15 +77,15 @@ def check_domains(settings: Settings, lake: Lake) -> dict[Table, DeltaTable]:
     updates the binding.
 
     Returns:
-        The existing events tables, opened.
+        The existing events tables and `PROJECT_MARKED_TABLE`, opened.
 
     Raises:
         ProjectsMixed: The settings name another project. Nothing was written.
         DomainsMixed: The settings name other domains, swap the two, or name several sources where there was one. Nothing was written.
     """
-    _check_project(settings, lake)
     tables = {domain: Table.events(domain) for domain in _OTHER}
-    opened = {table: lake.open_table(table) for table in tables.values() if lake.exists(table)}
+    opened = lake.find_tables([PROJECT_MARKED_TABLE, *tables.values()])
+    _check_project(settings, lake, opened.get(PROJECT_MARKED_TABLE))
     described = {
         domain: lake.description(table, opened=opened[table]) if table in opened else None for domain, table in tables.items()
     }
@@ -96,8 +96,8 @@ def check_domains(settings: Settings, lake: Lake) -> dict[Table, DeltaTable]:
     return opened
 
 
-def _check_project(settings: Settings, lake: Lake) -> None:
-    match = _PROJECT.fullmatch(lake.description(PROJECT_MARKED_TABLE)) if lake.exists(PROJECT_MARKED_TABLE) else None
+def _check_project(settings: Settings, lake: Lake, marked: DeltaTable | None) -> None:
+    match = None if marked is None else _PROJECT.fullmatch(lake.description(PROJECT_MARKED_TABLE, opened=marked))
     if match is None:
         return
     project = ProjectIdentity.from_settings(settings)

@@ -57,12 +57,11 @@ class Correction:
 
 def corrections_since(lake: Lake, table: Table, version: int, *, opened: DeltaTable | None = None) -> list[Correction]:
     """List the replacements in an events table after a version, oldest first; ``opened``: the table, if already open."""
-    if opened is None and lake.exists(table):
-        opened = lake.open_table(table)
+    opened = lake.find_table(table) if opened is None else opened
     latest = None if opened is None else opened.transaction_version(CORRECTION_APP_ID)
-    if latest is None or latest <= version:
+    if opened is None or latest is None or latest <= version:
         return []
-    records = lake.commit_records(table, after=version)
+    records = lake.commit_records(table, after=version, opened=opened)
     corrections = {at: correction for at, record in records if (correction := Correction.from_record(record)) is not None}
     # A log that was truncated (`scalr forget`) still shows that there was a replacement, but not its time: assume all events changed.
     truncated = [] if latest in corrections else [Correction(_BEGINNING, 0, 0)]
@@ -79,9 +78,8 @@ def stale_since(lake: Lake, versions: Mapping[str, int], known_by: datetime) -> 
     """
     stale = [
         correction.since
-        for table in _EVENTS
-        if table.value in versions
-        for correction in corrections_since(lake, table, versions[table.value])
+        for table, opened in lake.find_tables(table for table in _EVENTS if table.value in versions).items()
+        for correction in corrections_since(lake, table, versions[table.value], opened=opened)
         if correction.since < known_by
     ]
     return min(stale, default=None)

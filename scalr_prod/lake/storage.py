@@ -6,9 +6,10 @@ from __future__ import annotations
 import math
 import re
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from scalr_prod.core.delta_log import file_names, first_missing_file, local_paths
 from scalr_prod.errors import ForeignFiles, LakeError, TableNotFound
@@ -16,11 +17,13 @@ from scalr_prod.schemas import Table
 from scalr_prod.workspace import ensure_supported_path, is_empty
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from deltalake import DeltaTable
 
+
+Value = TypeVar("Value")
 
 _MADE_BY: Final[Mapping[Table, str]] = {
     Table.SOURCE_EVENTS: "scalr ingest",
@@ -89,6 +92,37 @@ class TableStore:
         if version is not None:
             self.ensure_files_exist(table, found)
         return found
+
+    def open_tables(self, tables: Iterable[Table], *, versions: Mapping[Any, int] | None = None) -> dict[Table, DeltaTable]:
+        """Open several Delta tables concurrently: opening one from an object store takes several requests, one after the other.
+
+        Args:
+            tables: Which tables.
+            versions: Version of each table, by table or its name; those without one are opened at their latest version.
+
+        Raises:
+            LakeError: As for `open_table`.
+        """
+        pinned = versions or {}
+        return _map_concurrently(lambda table: self.open_table(table, version=pinned.get(table)), tables)
+
+    def find_table(self, table: Table) -> DeltaTable | None:
+        """Open a Delta table, or return None if it does not exist.
+
+        Raises:
+            LakeError: The lake, or the table's log, cannot be read.
+        """
+        try:
+            return self.open_table(table)
+        except TableNotFound:
+            if self.exists(table):  # created meanwhile
+                return self.open_table(table)
+            return None
+
+    def find_tables(self, tables: Iterable[Table]) -> dict[Table, DeltaTable]:
+        """Open the existing ones of several Delta tables concurrently; see `find_table`."""
+        found = _map_concurrently(self.find_table, tables)
+        return {table: opened for table, opened in found.items() if opened is not None}
 
     def open_log(self, table: Table, *, version: int | None = None) -> DeltaTable:
         """Open a Delta table whose files need not exist.
@@ -185,7 +219,7 @@ class TableStore:
             return
         # Tasks that wrote to the folder may have been killed before there was a table.
         others = (path for path in folder.iterdir() if path.name != "_delta_log" and not path.name.startswith(SHUFFLE_PREFIX))
-        if not all(map(is_empty, others)):
+        if not all(map(is_empty, others)) and not self.exists(table):  # another process may have created it meanwhile
             raise self._foreign(table, "contains files, but no Delta table")
 
     def check_ownership(self, opened: Mapping[Table, DeltaTable] | None = None) -> dict[Table, DeltaTable]:
@@ -200,18 +234,19 @@ class TableStore:
         Raises:
             ForeignFiles: A table or folder is foreign; nothing was written.
         """
-        existing: dict[Table, DeltaTable] = {}
+        known = dict(opened or {})
+        known |= self.find_tables(table for table in Table if table not in known)
         for table in Table:
-            known = (opened or {}).get(table)
-            if known is not None or self.exists(table):
-                existing[table] = self.open_owned(table, known)
+            if table in known:
+                self.open_owned(table, known[table])
             else:
                 self.ensure_no_files(table)
-        return existing
+        return {table: known[table] for table in Table if table in known}
 
     def has_commit(self, table: Table, key: str) -> bool:
         """Return whether a commit with this key has landed."""
-        return self.exists(table) and self.open_table(table).transaction_version(key) is not None
+        opened = self.find_table(table)
+        return opened is not None and opened.transaction_version(key) is not None
 
     def vacuum(
         self, table: Table, *, keep_days: float = 7, keep_versions: Callable[[], Collection[int]] = tuple, dry_run: bool = False
@@ -275,6 +310,13 @@ class TableStore:
             where=self.uri(table),
             next_step="a vacuum has removed it; plan the run on the current tables: scalr generate",
         )
+
+
+def _map_concurrently(work: Callable[[Table], Value], tables: Iterable[Table]) -> dict[Table, Value]:
+    """Return the result for each table; errors are raised in the tables' order."""
+    tables = tuple(tables)
+    with ThreadPoolExecutor(max(len(tables), 1), "lake") as executor:
+        return dict(zip(tables, executor.map(work, tables), strict=True))
 
 
 def flatten_message(error: Exception) -> str:

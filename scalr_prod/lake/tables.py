@@ -75,7 +75,9 @@ class Lake(TableStore):
 
         if opened is not None:
             self.refresh(table, opened)
-        if opened is not None or self.exists(table):
+        else:
+            opened = self.find_table(table)
+        if opened is not None:
             return self.open_owned(table, opened)
         uri = self.uri(table)
         self.ensure_no_files(table)
@@ -163,9 +165,13 @@ class Lake(TableStore):
         """Return the table's latest Delta version."""
         return self.open_table(table).version()
 
-    def schema(self, table: Table) -> pa.Schema:
-        """Return the table's Arrow schema from its log."""
-        return arrow_schema(self.open_table(table))
+    def versions(self, tables: Iterable[Table]) -> dict[str, int]:
+        """Return the latest Delta version of each table, by name."""
+        return {table.value: opened.version() for table, opened in self.open_tables(tables).items()}
+
+    def schema(self, table: Table, *, opened: DeltaTable | None = None) -> pa.Schema:
+        """Return the table's Arrow schema from its log; ``opened``: the table, if already open."""
+        return arrow_schema(self.open_table(table) if opened is None else opened)
 
     def dataset(self, table: Table, *, version: int | None = None) -> ds.Dataset:
         """Return the table as a lazy pyarrow dataset with filter pushdown; DuckDB and Polars can scan it."""
@@ -375,14 +381,15 @@ class Lake(TableStore):
         """Return the latest number of an app id in the table's log, see `CommitMetadata`, or None if there is none."""
         return self.open_table(table).transaction_version(app_id)
 
-    def commit_records(self, table: Table, *, after: int = -1) -> list[tuple[int, str]]:
+    def commit_records(self, table: Table, *, after: int = -1, opened: DeltaTable | None = None) -> list[tuple[int, str]]:
         """List the records of a table's commits (see `CommitMetadata`) with their versions, oldest first.
 
         Args:
             table: Which table.
             after: Only versions after this one; one file is read for each.
+            opened: The table, if already open.
         """
-        return commit_records(self.open_table(table), after=after)
+        return commit_records(self.open_table(table) if opened is None else opened, after=after)
 
     def delete(
         self,

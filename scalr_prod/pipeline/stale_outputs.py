@@ -173,8 +173,8 @@ def is_version_stale(settings: Settings, version: int) -> bool:
 
 
 def _has_corrections(lake: Lake) -> bool:
-    tables = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS)
-    return any(lake.exists(table) and lake.transaction_version(table, CORRECTION_APP_ID) is not None for table in tables)
+    opened = lake.find_tables((Table.SOURCE_EVENTS, Table.TARGET_EVENTS))
+    return any(table.transaction_version(CORRECTION_APP_ID) is not None for table in opened.values())
 
 
 def _stale_version_since(settings: Settings, lake: Lake, version: int | None = None) -> datetime | None:

@@ -153,11 +153,11 @@ def _cast(reader: pa.RecordBatchReader, schema: pa.Schema) -> pa.RecordBatchRead
 
 def _open_table(lake: Lake) -> DeltaTable:
     """Open the table, after creating it in a lake of an earlier version, which lacks it."""
-    if not lake.exists(_PROVENANCE):
-        stored = lake.schema(Table.SYNTHETIC_QUARANTINE)
-        user, item, source = (id_type_of(stored, column) for column in (USER_ID, ITEM_ID, "source_item_id"))
-        lake.create(_PROVENANCE, table_schema(_PROVENANCE, user=user, item=item, source_item=source))
-    return lake.open_table(_PROVENANCE)
+    if (opened := lake.find_table(_PROVENANCE)) is not None:
+        return opened
+    stored = lake.schema(Table.SYNTHETIC_QUARANTINE)
+    user, item, source = (id_type_of(stored, column) for column in (USER_ID, ITEM_ID, "source_item_id"))
+    return lake.create(_PROVENANCE, table_schema(_PROVENANCE, user=user, item=item, source_item=source))
 
 
 def _runs(lake: Lake, table: Table, *, version: int | None = None) -> set[str]:

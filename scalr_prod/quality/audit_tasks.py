@@ -20,7 +20,7 @@ from scalr_prod.compute import (
     write_segments,
     write_tables,
 )
-from scalr_prod.core.delta_log import files_in_time_range, row_count_by_file
+from scalr_prod.core.delta_log import arrow_schema, files_in_time_range, row_count_by_file
 from scalr_prod.core.partitioned import hash_bounds, quantile_bounds
 from scalr_prod.core.timestamps import to_micros
 from scalr_prod.generation import candidate_schema
@@ -155,10 +155,11 @@ def audit_candidates(
         ComputeError: A task failed.
     """
     lake = Lake.open(settings)
-    opened = {name: lake.open_table(table, version=spec.table_versions.get(table.value)) for name, table in RULE_VIEWS.items()}
+    tables = lake.open_tables(dict.fromkeys([*RULE_VIEWS.values(), *TABLES.values()]), versions=spec.table_versions)
+    opened = {name: tables[table] for name, table in RULE_VIEWS.items()}
     create_rule_views(connection, opened, timestamp_literal(spec.as_of))
     if reference is not None:
-        opened["published"] = lake.open_table(TABLES["published"])
+        opened["published"] = tables[TABLES["published"]]
     schema = candidate_schema(lake)
     plan = _plan(connection, spec, opened, files, schema, reference)
     with open_executor(
@@ -186,7 +187,7 @@ def audit_candidates(
                 is_context=_context_sql(spec),
                 items=_write_items(connection, regrouped, shuffled),
                 history_length=None if reference is None else history_length(spec),
-                schemas=_schemas(lake, schema),
+                schemas=_schemas(tables, schema),
             )
             consent = _write_consent(settings, spec, job, connection)
             calls = ((audit, inputs) for inputs in _partition_inputs(plan, regrouped, consent))
@@ -301,11 +302,13 @@ def _write_items(connection: DuckDBPyConnection, regrouped: UserPartitions, fold
     return write_tables([(0, items)], folder=folder)[0]
 
 
-def _schemas(lake: Lake, accepted: pa.Schema) -> dict[str, pa.Schema]:
+def _schemas(opened: Mapping[Table, DeltaTable], accepted: pa.Schema) -> dict[str, pa.Schema]:
     """Return the columns of the accepted rows, and of each table of a partition."""
     import pyarrow as pa
 
-    events = {kind: pa.schema([lake.schema(table).field(name) for name in COLUMNS[kind]]) for kind, table in TABLES.items()}
+    events = {
+        kind: pa.schema([arrow_schema(opened[table]).field(name) for name in COLUMNS[kind]]) for kind, table in TABLES.items()
+    }
     ranks = pa.schema([(FILE, pa.int32()), (ROW, pa.int64()), ("rank", pa.int64())])
     users = pa.schema([accepted.field(USER_ID)])
     return events | {"accepted": accepted, "repeated_ids": ranks, CONSENT_USERS: users}

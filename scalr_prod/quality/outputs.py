@@ -67,8 +67,9 @@ def write_quarantine(settings: Settings, spec: RunSpec, rows: pa.RecordBatchRead
     # Replacing the same rows again is idempotent, so each attempt may have its own key.
     key = f"quarantine:{spec.run_id}:{uuid.uuid4().hex}"
     if rows is None:
-        if lake.exists(table) and lake.dataset(table).count_rows(filter=pc.field("run_id") == spec.run_id):
-            lake.delete(table, predicate, key=key)
+        opened = lake.find_table(table)
+        if opened is not None and opened.to_pyarrow_dataset().count_rows(filter=pc.field("run_id") == spec.run_id):
+            lake.delete(table, predicate, key=key, opened=opened)
         return
     schema = lake.schema(table)
     batches = (pa.Table.from_batches([batch]).select(schema.names).cast(schema).to_batches() for batch in rows)

@@ -213,8 +213,8 @@ def _load(connection: DuckDBPyConnection, job: AuditJob, inputs: PartitionInputs
     """Create the tables and views of `_joined_sql`, and those that rules name; return the tables' names."""
     regrouped = job.regrouped
     named = {name for rule in job.rules for name in RULE_VIEWS if name in rule.holds.lower()}
-    opened = {name: regrouped.lake.open_table(RULE_VIEWS[name], version=regrouped.versions[RULE_VIEWS[name]]) for name in named}
-    create_rule_views(connection, opened, job.as_of)
+    tables = regrouped.lake.open_tables((RULE_VIEWS[name] for name in named), versions=regrouped.versions)
+    create_rule_views(connection, {name: tables[RULE_VIEWS[name]] for name in named}, job.as_of)
     for name, segments in inputs.segments.items():
         load_segments(connection, segments, folder=regrouped.folder, name=name, schema=job.schemas[name])
     connection.register("items", read_segments([job.items], folder=regrouped.folder))

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.commit_events import emit_commit
-from scalr_prod.core.delta_log import UNBOUNDED, files_dataset, files_in_time_range, version_fingerprint
+from scalr_prod.core.delta_log import UNBOUNDED, files_dataset, files_in_time_range, latest_time, version_fingerprint
 from scalr_prod.core.file_lock import file_lock
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.timestamps import micros_to_datetime, to_micros
@@ -293,8 +293,8 @@ def _read_inputs(settings: Settings, lake: Lake) -> _BuildInputs:
     options = settings.training_set
     external = open_external_features(settings)
     tables = (*_TABLES, Table.SOURCE_USER_HISTORY) if options.source_history else _TABLES
-    opened = {table: lake.open_table(table) for table in tables}
-    cutoff = (options.cutoff or _all_known(lake)).astimezone(UTC)
+    opened = lake.open_tables(tables)
+    cutoff = (options.cutoff or _all_known(lake, opened)).astimezone(UTC)
     start = options.start.astimezone(UTC) if options.start else None
     if start is not None and start >= cutoff:
         raise TrainingSetError(
@@ -338,20 +338,14 @@ def _read_inputs(settings: Settings, lake: Lake) -> _BuildInputs:
     return _BuildInputs(window, opened, external, values)
 
 
-def _all_known(lake: Lake) -> datetime:
+def _all_known(lake: Lake, opened: Mapping[Table, DeltaTable]) -> datetime:
     """Return the first instant at which every event of the lake, real or synthetic, has happened and is known."""
-    import pyarrow.compute as pc
-
-    from scalr_prod.publication import REWRITE_SCAN_OPTIONS
     from scalr_prod.translator import data_end
 
-    end: datetime = data_end(lake)
+    tables = {**opened, **lake.open_tables({Table.SOURCE_EVENTS} - opened.keys())}
     # Synthetic events are known from their run's as_of, which may be later than any event.
-    synthetic = lake.dataset(Table.SYNTHETIC_TARGET_EVENTS)
-    for batch in synthetic.to_batches(columns=[CREATED_TIMESTAMP], **REWRITE_SCAN_OPTIONS):
-        latest = pc.max(batch.column(0)).as_py()
-        end = max(end, latest) if latest is not None else end
-    return end
+    known = latest_time(tables[Table.SYNTHETIC_TARGET_EVENTS], [CREATED_TIMESTAMP])
+    return max(filter(None, (data_end(lake, opened=tables), known)))
 
 
 def _stage(settings: Settings, lake: Lake, inputs: _BuildInputs, home: Path, folder: Path, *, progress: bool) -> dict[str, Any]:
@@ -418,7 +412,7 @@ def _validate(
 
 def _changed_inputs(settings: Settings, lake: Lake, inputs: _BuildInputs, tables: InputTables) -> list[str]:
     """Return the names of tables and sources that changed since they were opened."""
-    latest = {table: lake.open_table(table) for table in inputs.opened}
+    latest = lake.open_tables(inputs.opened)
     changed = [table.value for table, delta in latest.items() if delta.version() != inputs.values["versions"][table.value]]
     changed += [name for name in tables.changed_tables(lake.storage_options, latest.values()) if name not in changed]
     if inputs.external is not None:

@@ -43,9 +43,9 @@ def default_trained_until(settings: Settings) -> datetime:
 def table_versions(settings: Settings) -> dict[str, int]:
     """Return the Delta versions of the tables that a training reads."""
     lake = Lake.open(settings)
-    tables = [Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY]
-    tables += [Table.TARGET_ITEMS] if lake.exists(Table.TARGET_ITEMS) else []
-    return {table.value: lake.version(table) for table in tables}
+    opened = lake.open_tables((Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY))
+    opened |= lake.find_tables([Table.TARGET_ITEMS])
+    return {table.value: delta.version() for table, delta in opened.items()}
 
 
 def count_events(settings: Settings, until: datetime, versions: Mapping[str, int]) -> dict[str, dict[str, Any]]:
@@ -62,10 +62,9 @@ def count_events(settings: Settings, until: datetime, versions: Mapping[str, int
     lake = Lake.open(settings)
     limit = pa.scalar(until, pa.timestamp("us", tz="UTC"))
     known = (ds.field(EVENT_TIMESTAMP) < limit) & (ds.field(CREATED_TIMESTAMP) <= limit)
-    opened = {table.value: lake.open_table(table, version=versions[table.value]) for table in EVENT_TABLES}
     return {
-        name: {"id": str(table.metadata().id), "rows": table.to_pyarrow_dataset().count_rows(filter=known)}
-        for name, table in opened.items()
+        table.value: {"id": str(opened.metadata().id), "rows": opened.to_pyarrow_dataset().count_rows(filter=known)}
+        for table, opened in lake.open_tables(EVENT_TABLES, versions=versions).items()
     }
 
 

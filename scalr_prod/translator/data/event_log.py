@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from scalr_prod.compute import worker_folder
+from scalr_prod.core.delta_log import latest_time
 from scalr_prod.core.hashing import hash_fold, stable_hash
 from scalr_prod.core.id_index import IdIndex, sorted_unique
 from scalr_prod.core.memmap import drop_pages, iter_row_slices, spill_arrays
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+    from deltalake import DeltaTable
     from numpy.typing import NDArray
 
     from scalr_prod.config import Settings
@@ -223,18 +225,21 @@ class EventLog:
         return mask
 
 
-def data_end(lake: Lake) -> datetime:
+def data_end(lake: Lake, *, opened: Mapping[Table, DeltaTable] | None = None) -> datetime:
     """Return the first time by which every event of both domains has happened and is known (UTC).
+
+    Args:
+        lake: The lake.
+        opened: Its events tables, if already open.
 
     Raises:
         TableNotFound: Nothing was ingested yet.
         TranslatorError: Both logs are empty.
     """
-    latest: list[datetime] = []
-    for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
-        for file in lake.dataset(table).get_fragments():
-            for group in file.row_groups:
-                latest += [group.statistics[column]["max"] for column in (EVENT_TIMESTAMP, CREATED_TIMESTAMP)]
+    events = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS)
+    tables = lake.open_tables(events) if opened is None else {table: opened[table] for table in events}
+    found = [latest_time(table, (EVENT_TIMESTAMP, CREATED_TIMESTAMP)) for table in tables.values()]
+    latest = [time for time in found if time is not None]
     if not latest:
         raise TranslatorError("both domains have no events", where=lake.root, next_step="read the logs: scalr ingest")
     return max(latest).astimezone(UTC) + timedelta(microseconds=1)
@@ -265,7 +270,7 @@ def read_event_log(settings: Settings, trained_until: datetime, *, versions: Map
 
     if versions is None:  # fixed, since each table is read more than once
         lake = Lake.open(settings)
-        versions = {table.value: lake.version(table) for table in _TABLES}
+        versions = lake.versions(_TABLES)
     with staging_folder(settings, "translator") as folder:
         consent, excluded = training_consent(settings), None
         if consent is not None:

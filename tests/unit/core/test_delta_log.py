@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
@@ -15,6 +18,7 @@ from scalr_prod.core.delta_log import (
     files_dataset,
     files_in_key_range,
     files_in_time_range,
+    latest_time,
     reopen_version,
     row_count,
     version_fingerprint,
@@ -65,6 +69,26 @@ def test_some_files_of_a_table_are_its_rows_of_a_time_and_counted_from_the_log(t
     assert sorted(some.to_table()["t"].cast(pa.int64()).to_pylist()) == [1_000_000, 1_500_000, 2_000_000, 2_500_000]
     assert [row_count(table, chosen) for chosen in (names, frozenset(), None)] == [4, 0, 8]
     assert files_dataset(table, frozenset()).to_table().num_rows == 0
+
+
+def test_the_latest_time_is_exact_and_of_files_that_end_earlier_only_the_log_is_read(tmp_path):
+    path, second = tmp_path / "table", 1_700_000_000_000_000
+    write_deltalake(str(path), pa.schema([("t", STAMP), ("n", pa.int64())]).empty_table())
+    assert latest_time(DeltaTable(str(path)), ["t"]) is None
+    for times in ([second + 123_458], [second, second + 123_457]):  # the log holds milliseconds: the same for both
+        table = write(path, times)
+    assert latest_time(table, ["t"]) == datetime(2023, 11, 14, 22, 13, 20, 123_458, tzinfo=UTC)
+    table = write(path, [second + 124_458])
+    for file in map(Path, table.file_uris()):
+        if pq.read_table(file)["t"].cast(pa.int64())[0].as_py() < second + 124_000:
+            file.write_bytes(b"not Parquet")
+    assert latest_time(table, ["t"]) == datetime(2023, 11, 14, 22, 13, 20, 124_458, tzinfo=UTC)
+
+
+def test_the_latest_time_may_be_in_a_file_of_which_the_log_tells_none(tmp_path):
+    table = write(tmp_path / "table", [9_000, None])
+    assert latest_time(table, ["t"]) == datetime.fromtimestamp(0.009, UTC)
+    assert latest_time(write(tmp_path / "table", [3_000]), ["t"]) == datetime.fromtimestamp(0.009, UTC)
 
 
 def test_some_files_of_a_partitioned_table_have_its_columns(tmp_path):

@@ -226,6 +226,43 @@ def test_a_missing_table_names_the_command_that_makes_it(lake):
         lake.read(Table.SOURCE_USER_HISTORY)
 
 
+def test_several_tables_are_opened_at_the_versions_asked_for(lake):
+    lake.create(Table.SOURCE_EVENTS, table_schema(Table.SOURCE_EVENTS, user="string", item="int64"))
+    lake.append(Table.TARGET_EVENTS, rows(0, 1), key="a")
+    tables = (Table.TARGET_EVENTS, Table.SOURCE_EVENTS)
+    assert lake.versions(tables) == {"target_events": 1, "source_events": 0}
+    assert [opened.version() for opened in lake.open_tables(tables, versions={"target_events": 0}).values()] == [0, 0]
+    assert list(lake.open_tables(iter(tables))) == list(tables)
+    assert lake.open_tables([]) == {}
+    with pytest.raises(TableNotFound, match="does not exist") as caught:
+        lake.open_tables([Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY, Table.TARGET_ITEMS])
+    assert caught.value.where.endswith("source_user_history")
+
+
+def test_tables_that_do_not_exist_are_left_out_and_a_damaged_one_is_an_error(lake, tmp_path):
+    (tmp_path / "lake" / "target_items").mkdir()  # a folder without a log
+    assert lake.find_tables(Table).keys() == {Table.TARGET_EVENTS}
+    assert lake.find_table(Table.TARGET_ITEMS) is None
+    log = tmp_path / "lake" / "source_events" / "_delta_log"
+    log.mkdir(parents=True)
+    (log / "00000000000000000000.json").write_text("{")
+    with pytest.raises(LakeError, match="log cannot be read"):
+        lake.find_tables(Table)
+
+
+def test_a_table_that_is_created_while_it_is_looked_for_is_found(lake, monkeypatch):
+    opens = iter([TableNotFound("not yet"), lake.open_table(Table.TARGET_EVENTS)])
+
+    def open_table(table, *, version=None):
+        found = next(opens)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(lake, "open_table", open_table)
+    assert lake.find_table(Table.TARGET_EVENTS).version() == 0
+
+
 def test_a_log_that_cannot_be_read_after_a_failure_is_another_error(lake, monkeypatch):
     bad = rows(0, 1).drop_columns(["weight"])
 
