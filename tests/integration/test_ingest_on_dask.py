@@ -263,8 +263,8 @@ def test_files_for_a_version_that_another_ingest_passed_are_removed(tmp_path, mo
     write_logs(tmp_path)
     write, calls = append.AppendMissing._write_files, []
 
-    def write_beside_another(self, count):
-        found = write(self, count)
+    def write_beside_another(self, schema, count):
+        found = write(self, schema, count)
         calls.append(len(found))
         if len(calls) == 1:
             ingest(settings)
