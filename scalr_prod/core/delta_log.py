@@ -170,17 +170,20 @@ def latest_time(table: DeltaTable, columns: Sequence[str]) -> datetime | None:
 
     The log tells which files may hold it; of those, only the footers are read.
 
+    Args:
+        table: The table.
+        columns: Columns of times, without nulls.
+
     Raises:
         LakeError: A file is missing.
     """
-    latest: list[datetime] = []
+    names: set[str] = set()
     for column in columns:
         bounds = file_time_bounds(table, column)
         greatest = max((high for _, high in bounds.values() if high < UNBOUNDED[1]), default=0)
-        names = frozenset(name for name, (_, high) in bounds.items() if high > greatest - _MILLISECOND)
-        for file in files_dataset(table, names).get_fragments():
-            latest += [group.statistics[column]["max"] for group in file.row_groups]
-    return max(latest, default=None)
+        names |= {name for name, (_, high) in bounds.items() if high > greatest - _MILLISECOND}
+    groups = (group for file in files_dataset(table, frozenset(names)).get_fragments() for group in file.row_groups)
+    return max((group.statistics[column]["max"] for group in groups for column in columns), default=None)
 
 
 def cast_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

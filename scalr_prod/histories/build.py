@@ -152,7 +152,7 @@ def build_tables(
     Args:
         settings: The project's settings.
         lake: The lake.
-        opened: Its events tables that are already open.
+        opened: Its tables that are already open.
         progress: Show progress bars on stderr.
 
     Raises:

@@ -44,9 +44,9 @@ class LogTasks:
         """Return where files of the folder are on this machine: in place, or copies of them."""
         if "://" not in self.folder.root:
             return [Path(self.folder.root, path) for path in paths]
-        for path in paths:
-            self.folder.take(path, self.local_folder / path)
-        return [self.local_folder / path for path in paths]
+        copies = [self.local_folder / path for path in paths]
+        self.folder.take_all(zip(paths, copies, strict=True))
+        return copies
 
     def in_this_process(self) -> LogTasks:
         """Return what runs tasks in this process, which see the tables and views of its connection."""

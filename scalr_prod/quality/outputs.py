@@ -7,6 +7,7 @@ import shutil
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from scalr_prod.core.delta_log import files_dataset
 from scalr_prod.core.hashing import file_sha256
 from scalr_prod.generation import part_path
 from scalr_prod.lake import Lake
@@ -68,7 +69,7 @@ def write_quarantine(settings: Settings, spec: RunSpec, rows: pa.RecordBatchRead
     key = f"quarantine:{spec.run_id}:{uuid.uuid4().hex}"
     if rows is None:
         opened = lake.find_table(table)
-        if opened is not None and opened.to_pyarrow_dataset().count_rows(filter=pc.field("run_id") == spec.run_id):
+        if opened is not None and files_dataset(opened).count_rows(filter=pc.field("run_id") == spec.run_id):
             lake.delete(table, predicate, key=key, opened=opened)
         return
     schema = lake.schema(table)

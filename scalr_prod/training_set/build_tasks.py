@@ -55,7 +55,9 @@ class BuildTasks:
         """Return where tasks read files below a folder of this machine: in place, or where tasks wrote them, or copied there."""
         if self.executor.is_local:
             return SharedFiles(ShuffleFolder(str(root)), [file.relative_to(root).as_posix() for file in files])
-        return SharedFiles(self.folder, [self.taken.get(file) or self.folder.put(file) for file in files])
+        elsewhere = [file for file in files if file not in self.taken]
+        copies = self.taken | dict(zip(elsewhere, self.folder.put_all(elsewhere), strict=True))
+        return SharedFiles(self.folder, [copies[file] for file in files])
 
 
 @contextmanager

@@ -93,9 +93,8 @@ class LogFiles(NamedTuple):
 
     def share(self, folder: ShuffleFolder) -> LogFiles:
         """Copy files of this machine to a folder that tasks elsewhere reach."""
-        return LogFiles(
-            tuple(file._replace(shared=folder.put(Path(file.path))) if file.is_local else file for file in self.files)
-        )
+        copies = iter(folder.put_all(Path(file.path) for file in self.files if file.is_local))
+        return LogFiles(tuple(file._replace(shared=next(copies)) if file.is_local else file for file in self.files))
 
 
 class FilesReader:
