@@ -159,8 +159,8 @@ def _lake_facts(settings: Settings) -> dict[str, Any]:
     item = id_type_of(source, ITEM_ID)
     # With several source domains, item ids of events include the domain and those of synthetic events do not. These tables are created
     # when both sides are ingested.
-    candidates = Table.SYNTHETIC_QUARANTINE
-    synthetic = lake.schema(candidates, opened=opened.get(candidates)) if settings.domains.has_several_sources else None
+    quarantine = Table.SYNTHETIC_QUARANTINE
+    synthetic = lake.schema(quarantine, opened=opened.get(quarantine)) if settings.domains.has_several_sources else None
     return {
         "root": lake.root,
         "user": id_type_of(source, USER_ID),

@@ -47,7 +47,7 @@ class ReliabilityClass:
 
     def interval(self) -> tuple[float, float]:
         """Return the exact binomial interval of the observed rate (Clopper and Pearson, 1934)."""
-        from scipy import special  # scipy.stats takes a second to import
+        from scipy import special  # scipy.stats takes about half a second more to import
 
         tail = (1 - CONFIDENCE) / 2
         low = special.betaincinv(self.events, self.pairs - self.events + 1, tail) if self.events else 0.0

@@ -12,7 +12,7 @@ import pyarrow.dataset as ds
 import pytest
 from deltalake import DeltaTable
 
-from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown, LakeError, TableNotFound
+from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown, ForeignFiles, LakeError, TableNotFound
 from scalr_prod.lake import CommitMetadata, Lake
 from scalr_prod.schemas import Table, table_schema
 
@@ -261,6 +261,16 @@ def test_a_table_that_is_created_while_it_is_looked_for_is_found(lake, monkeypat
 
     monkeypatch.setattr(lake, "open_table", open_table)
     assert lake.find_table(Table.TARGET_EVENTS).version() == 0
+
+
+def test_a_table_that_another_process_filled_meanwhile_is_no_foreign_folder(lake, tmp_path):
+    lake.append(Table.TARGET_EVENTS, rows(0, 1), key="a")
+    lake.ensure_no_files(Table.TARGET_EVENTS)
+    folder = tmp_path / "lake" / "target_items"
+    folder.mkdir()
+    (folder / "theirs.parquet").write_bytes(b"x")
+    with pytest.raises(ForeignFiles, match="no Delta table"):
+        lake.ensure_no_files(Table.TARGET_ITEMS)
 
 
 def test_a_log_that_cannot_be_read_after_a_failure_is_another_error(lake, monkeypatch):
