@@ -52,15 +52,19 @@ class LabelledRows:
 
     @classmethod
     def from_split(cls, split: EvaluationSplit, negatives: int) -> Self:
-        """Return every test pair, and for each ``negatives`` drawn items; those in the user's visible or hidden history are dropped."""
-        user, item = split.relevant.nonzero()
+        """Return every pair of the test users, and for each ``negatives`` drawn items; those in a user's history are dropped.
+
+        A history includes what is hidden of it. ``split.relevant`` has pairs of users who are not tested as well.
+        """
+        case, item = split.relevant[split.users].nonzero()
+        user = split.users[case]
         negative_item = np.random.default_rng(0).integers(0, split.real.n_items, len(user) * negatives)
-        negative_user = np.repeat(user, negatives)
+        negative_case, negative_user = np.repeat(case, negatives), np.repeat(user, negatives)
         interacted = split.held_out + split.seen()
         is_negative = np.asarray(interacted[negative_user, negative_item]).ravel() == 0
         users = np.concatenate([user, negative_user[is_negative]]).astype(np.int64)
         return cls(
-            case=np.searchsorted(split.users, users),
+            case=np.concatenate([case, negative_case[is_negative]]).astype(np.int64),
             user=users,
             item=np.concatenate([item, negative_item[is_negative]]).astype(np.int64),
             label=np.concatenate([np.ones(len(user), dtype=bool), np.zeros(int(is_negative.sum()), dtype=bool)]),
@@ -131,7 +135,7 @@ class CalibratedPredictions:
         """
         base = self.rows.label.mean()
         entropy = -(base * np.log(base) + (1 - base) * np.log1p(-base))
-        gain = np.bincount(self.rows.case, weights=entropy - self.log_loss)
+        gain = np.bincount(self.rows.case, weights=entropy - self.log_loss)  # every test user has a row
         weighted: NDArray[np.float64] = gain * len(gain) / len(self.rows.case)
         return weighted
 

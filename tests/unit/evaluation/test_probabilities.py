@@ -50,6 +50,21 @@ def test_rows_are_test_pairs_beside_items_that_the_user_neither_had_nor_met():
     assert np.array_equal(rows.item, again.item)
 
 
+def test_only_test_users_have_rows_each_under_its_own_number():
+    """A split of users as if they were new tests half of them, and the other half has later events, too."""
+    rng = np.random.default_rng(0)
+    relevant = sparse.csr_matrix(rng.random((30, 25)) < 0.2, dtype=np.float32)
+    users = np.flatnonzero(np.diff(relevant.indptr))[:-3:2]
+    split = SimpleNamespace(
+        relevant=relevant, held_out=relevant, users=users, real=SimpleNamespace(n_items=25),
+        seen=lambda: sparse.csr_matrix((30, 25), dtype=np.float32), segments=lambda: np.zeros(30, np.int8),
+    )  # fmt: skip
+    rows = LabelledRows.from_split(split, 4)
+    assert np.array_equal(np.unique(rows.user), users)
+    assert np.array_equal(users[rows.case], rows.user)
+    assert len(CalibratedPredictions(rows, np.full(len(rows.label), 0.5)).information_gain()) == len(users)
+
+
 @pytest.mark.parametrize("segment", sweep([0, 1, 2], keep=1))
 def test_the_map_finds_how_logits_were_distorted(segment):
     """Logits were multiplied by 2 and moved by 1 in one segment alone: half of them, less a half, is right again."""
