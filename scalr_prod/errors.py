@@ -167,7 +167,7 @@ class EmptyInput(InputError):
 class ColumnNotFound(InputError):
     """A mapped column is missing; the message lists the existing ones."""
 
-    cure = "Map one of the existing columns, under `[domains.<role>] columns`."
+    cure = "Map one of the existing columns, under `[domains.<domain>] columns`."
 
 
 class BadValue(InputError):

@@ -192,7 +192,7 @@ class Project:
 
         Args:
             domain: ``source``, ``target`` or ``sources.NAME``; default: all.
-            replace: Make the lake's events from then on (UTC) equal to those of the logs. Outputs of changed events become stale:
+            replace: From this time on (UTC), make the lake's events equal to those of the logs. Outputs of changed events become stale:
                 `status` shows them, and `run` rebuilds them.
 
         Returns:
@@ -219,7 +219,7 @@ class Project:
         """Train a translator version; unchanged inputs return the existing version.
 
         Args:
-            trained_until: Read nothing from then on (UTC); default: by ``[generation] mode``.
+            trained_until: Read only what is before this time (UTC); default: by ``[generation] mode``.
 
         Returns:
             Number, folder, checksum and metrics of the version; ``reused`` if it existed.
@@ -531,9 +531,9 @@ class Project:
 
         Args:
             cold_fraction: Hide the target history of this share of users from everything; default: by ``[downstream]``.
-            cutoff: Test from then on (UTC); default: by ``[downstream]``.
-            cutoffs: Number of rolling cutoffs: the time after the first one is split into equal windows.
-            arms: Only these arms and the arms they are compared to.
+            cutoff: Test on the events from this time on (UTC); default: by ``[downstream]``.
+            cutoffs: Number of rolling cutoffs: the events after the first one are split into windows of equal size.
+            arms: Only these arms, besides ``real``, ``popular_lately`` and ``real+scalr``.
             full: Every arm, model, seed and validation window.
             quick: Stop after the quick verdict, which is for a run's default settings; no policy is written.
 
@@ -571,7 +571,7 @@ class Project:
         return write_report(self.settings, run_id, output=Path(output) if output is not None else None)
 
     def privacy(self, run_id: str | None = None) -> PrivacyReport:
-        """Attack a run's rows: membership in the translator's training, source histories, anonymity, and items that few users had.
+        """Measure what a run's rows reveal: the translator's training users, their source histories, single users, and rare items.
 
         Args:
             run_id: Default: the run that changed last.

@@ -34,7 +34,7 @@ class SettingKey:
     """A key of scalr.toml.
 
     Attributes:
-        section: Its TOML table: ``generation``, ``domains.<place>.columns``.
+        section: Its TOML table: ``generation``, ``domains.<domain>.columns``.
         name: Its name in that table.
         type: Type of its value, for people.
         default: As TOML; None: no default, or one that depends on the machine or on other keys.
@@ -139,7 +139,7 @@ def _model(annotation: Any) -> type[BaseModel] | None:
 
 
 def _place(path: tuple[str, ...]) -> str:
-    return ".".join(path).replace("domains.source", "domains.<place>")
+    return ".".join(path).replace("domains.source", "domains.<domain>")
 
 
 def _type(annotation: Any) -> str:

@@ -41,9 +41,9 @@ class DryRun:
     Attributes:
         run: The window, contexts and users; None: not known before the logs are read.
         why: Why it is not known.
-        stages: Each stage that takes time. ``make``: it would be done. ``look``: what it makes is there, and nothing new was seen; where
-            a log is a query or a table, only the stage itself can tell. ``leave out``: λ is 0 for all users, or the run was rolled back.
-        reasons: Why stages would be done again, or are left out, by stage.
+        stages: Each stage that takes time. ``run``: it would be done. ``check``: what it makes is there, and nothing new was seen; where
+            a log is a query or a table, only the stage itself can tell. ``skip``: λ is 0 for all users, or the run was rolled back.
+        reasons: Why stages would be done again, or are skipped, by stage.
         seconds: Estimated for stages that would be done, if earlier runs of the project were measured.
         measured: What the estimate rests on, in words.
         translator: Which version is kept, and when the next training is due; None: none is, or the translator's inputs are the same.
@@ -62,7 +62,7 @@ class DryRun:
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         run = {"window": self.why} if self.run is None else self.run.to_json()
-        missing = [name for name, would in self.stages.items() if would == "make" and name not in self.seconds]
+        missing = [name for name, would in self.stages.items() if would == "run" and name not in self.seconds]
         return {
             **({"not_generated": self.not_generated} if self.not_generated else {}),
             **run,
@@ -93,9 +93,9 @@ def dry_run(settings: Settings, graph: Iterable[Stage], *, whole: bool = False) 
     settings, _ = apply_policy(settings)
     if whole and not_generated:
         found = _dry_run(settings, [stage for stage in graph if stage.name not in SKIPPED_WITHOUT_EVENTS], plan=False)
-        left_out = {stage.name: "leave out" for stage in graph if stage.name in SKIPPED_WITHOUT_EVENTS and not stage.light}
-        would = {stage.name: (dict(found.stages) | left_out)[stage.name] for stage in graph if not stage.light}
-        reasons = {name: reason for name, reason in found.reasons.items() if would[name] == "make"}
+        skipped = {stage.name: "skip" for stage in graph if stage.name in SKIPPED_WITHOUT_EVENTS and not stage.light}
+        would = {stage.name: (dict(found.stages) | skipped)[stage.name] for stage in graph if not stage.light}
+        reasons = {name: reason for name, reason in found.reasons.items() if would[name] == "run"}
         return replace(found, run=None, why=not_generated, stages=would, reasons=reasons, not_generated=not_generated)
     return _dry_run(settings, graph)
 
@@ -113,7 +113,7 @@ def _dry_run(settings: Settings, graph: Iterable[Stage], *, plan: bool = True) -
         reasons = _changed_logs(settings) if settings.home.is_dir() else {}
         if len(graph) > 1:
             _add_dependent(reasons)
-        would = {name: "look" if there and name not in reasons else "make" for name, there in done.items()}
+        would = {name: "check" if there and name not in reasons else "run" for name, there in done.items()}
         reasons = {name: reason for name, reason in reasons.items() if done.get(name)}
         return DryRun(found, why, would, {}, "no earlier run of this project: no duration can be estimated", reasons)
     from scalr_prod.ledger import Ledger
@@ -138,14 +138,14 @@ def _dry_run(settings: Settings, graph: Iterable[Stage], *, plan: bool = True) -
         name: state.done and name not in reasons and not (plan and not same_run and name in _of_run(states))
         for name, state in states.items()
     }
-    would = {stage.name: "look" if done[stage.name] else "make" for stage in graph}
+    would = {stage.name: "check" if done[stage.name] else "run" for stage in graph}
     if same_run and not reasons.keys() & {"plan", "generate"} and (rolled_back := states["publish"].rolled_back):
         for name in would.keys() & {"generate", "validate", "publish"}:
-            would[name], reasons[name] = "leave out", rolled_back
-    reasons = {name: reasons[name] for name in would if name in reasons and would[name] != "look"}
+            would[name], reasons[name] = "skip", rolled_back
+    reasons = {name: reasons[name] for name in would if name in reasons and would[name] != "check"}
     seconds = {} if found is None else {name: round(rate * found.contexts, 1) for name, rate in rates.items()}
     seconds |= {name: took for name, took in _last_durations(settings).items() if name not in seconds}
-    seconds = {name: took for name, took in seconds.items() if would.get(name) == "make"}
+    seconds = {name: took for name, took in seconds.items() if would.get(name) == "run"}
     return DryRun(found, why, would, seconds, _describe_measurement(rates, seconds), reasons, kept)
 
 

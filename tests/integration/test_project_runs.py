@@ -94,9 +94,9 @@ def test_a_dry_run_tells_what_would_be_done_and_leaves_the_home_as_it_is(two_run
     assert (found["contexts"], found["users"], found["partitions"]) == (contexts, mine["user_id"].nunique(), 8)
     would = found["stages"]
     assert list(would) == [stage.name for stage in pipeline.GRAPH if not stage.light]
-    assert {would[name] for name in ("ingest", "histories")} == {"look"}
+    assert {would[name] for name in ("ingest", "histories")} == {"check"}
     # The whole run may learn from a week more than the version that is there, so it would train one and generate another run.
-    assert {would[name] for name in would if name not in {"ingest", "histories"}} == {"make"}
+    assert {would[name] for name in would if name not in {"ingest", "histories"}} == {"run"}
     assert found["reasons"]["translator"].startswith(
         f"version 1 was trained until {TRAINED.isoformat()}, this run may use events until"
     )
@@ -105,13 +105,13 @@ def test_a_dry_run_tells_what_would_be_done_and_leaves_the_home_as_it_is(two_run
         project.settings.with_sections(translator={**project.settings.translator.model_dump(), "pin": True})
     ) as pinned:
         would = pinned.dry_run().to_json()["stages"]
-    assert {would[name] for name in ("ingest", "histories", "translator", "generate")} == {"look"}
-    assert {would[name] for name in ("validate", "publish")} == {"look" if published else "make"}
+    assert {would[name] for name in ("ingest", "histories", "translator", "generate")} == {"check"}
+    assert {would[name] for name in ("validate", "publish")} == {"check" if published else "run"}
 
     # Another window is another run: about as long as the ledger says that contexts took.
     with Project(project.settings.with_sections(generation=window(2))) as later:
         found = later.dry_run("generate").to_json()
-        assert found["stages"] == {"generate": "make"}
+        assert found["stages"] == {"generate": "run"}
         assert found["reasons"] == {"generate": "another run: its window changed"}
         took = []
         for run in later.runs():

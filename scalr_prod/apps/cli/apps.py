@@ -49,7 +49,12 @@ runs_app = _group("runs", "List and show runs, resume one, roll one back.", "sca
 publication_app = _group(
     "publication", "Disable and enable publication; widen or withdraw a canary.", "scalr publication disable"
 )
-experiment_app = _group("experiment", "Measure and plan the holdout experiment.", "scalr experiment power", alone=True)
+experiment_app = _group(
+    "experiment",
+    "Show who is held out by [experiment], and with --outcomes the effect of synthetic events; or plan an experiment.",
+    "scalr experiment power",
+    alone=True,
+)
 feast_app = _group(
     "feast", "Export synthetic events to your own feature repository, or begin one.", "scalr feast export ../features"
 )

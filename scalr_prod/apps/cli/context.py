@@ -34,7 +34,8 @@ OptionalConfig = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Version = Annotated[int | None, typer.Option("--version", help="Translator version; default: the latest trained.")]
-RunId = Annotated[str, typer.Argument(help="A run's id, as `scalr runs list` shows it.")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, as `scalr runs list` shows it.")]
+OptionalRunId = Annotated[str | None, typer.Argument(metavar="RUN", help="A run's id; default: the run that changed last.")]
 
 
 class CommandReport(Protocol):

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scalr_prod.apps.cli.apps import app, experiment_app, publication_app, runs_app
-from scalr_prod.apps.cli.context import DEFAULT_CONFIG, CommandContext, Config, Json, RunId, as_utc, exit_with_error
+from scalr_prod.apps.cli.context import (
+    DEFAULT_CONFIG,
+    CommandContext,
+    Config,
+    Json,
+    OptionalRunId,
+    RunId,
+    as_utc,
+    exit_with_error,
+)
 from scalr_prod.errors import ForgettingError
 
 if TYPE_CHECKING:
@@ -89,7 +98,7 @@ def publication_enable(config: Config = DEFAULT_CONFIG, as_json: Json = False) -
     CommandContext(config, as_json, "publication enable").run_with_project(lambda project: project.enable_publication())
 
 
-_Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Run ids; default: all runs in a canary.")]
+_Runs = Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Run ids; default: all runs in a canary.")]
 
 
 @publication_app.command("widen")
@@ -142,7 +151,9 @@ def experiment_command(
     until: Annotated[
         datetime | None, typer.Option(help="Time until which the outcomes were counted (UTC); default: now.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write every user's side to this .parquet or .csv file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write every user's group (treated or held out) to this .parquet or .csv file.")
+    ] = None,
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
@@ -178,7 +189,7 @@ def experiment_power(
 
 @app.command()
 def report(
-    run_id: Annotated[str | None, typer.Argument(help="A run's id; default: the run that changed last.")] = None,
+    run_id: OptionalRunId = None,
     config: Config = DEFAULT_CONFIG,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The page's path.")] = None,
     as_json: Json = False,
@@ -192,13 +203,11 @@ def report(
 
 @app.command("privacy")
 def privacy_command(
-    run_id: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A run's id; default: the run that changed last.")
-    ] = None,
+    run_id: OptionalRunId = None,
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Attack a run's rows: who trained the translator, whose history is it, who is singled out, and which items had few users.
+    """Measure what a run's rows reveal: whose events trained the translator, whose history they follow, who is singled out.
 
     Example: scalr privacy
     """

@@ -47,7 +47,7 @@ def init(
     column: Annotated[
         list[str] | None,
         typer.Option(
-            help="Which column is what, as PLACE.ROLE=COLUMN: source.user=customer, of one of several sources "
+            help="Which column is what, as DOMAIN.ROLE=COLUMN: source.user=customer, of one of several sources "
             "sources.NAME.user=customer; or source.timezone=ZONE; repeat for more."
         ),
     ] = None,
@@ -189,7 +189,7 @@ def scout(
 
 @app.command()
 def doctor(
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="Also check this project's own places.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Also check this project's stores and servers.")] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Also start a Triton server and send it a request.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -43,7 +43,7 @@ def ingest(
         datetime | None,
         typer.Option(
             metavar="SINCE",
-            help="Make the lake's events from then on (UTC) equal to those of the logs: rows that a log no longer has are removed.",
+            help="From SINCE (UTC) on, make the lake's events equal to those of the logs: rows that a log no longer has are removed.",
         ),
     ] = None,
     as_json: Json = False,
@@ -102,14 +102,21 @@ def evaluate(
         float | None,
         typer.Option(help="Hide the target history of this share of users from everything.", min=0, max=0.99),
     ] = None,
-    cutoff: Annotated[datetime | None, typer.Option(help="Test from then on (UTC); default: by [downstream].")] = None,
+    cutoff: Annotated[
+        datetime | None, typer.Option(help="Test on the events from this time on (UTC); default: by [downstream].")
+    ] = None,
     cutoffs: Annotated[
         int | None,
         typer.Option(
-            help="Number of rolling cutoffs: the time after the first one is split into equal windows.", min=1, max=20
+            help="Number of rolling cutoffs: the events after the first one are split into windows of equal size.",
+            min=1,
+            max=20,
         ),
     ] = None,
-    arm: Annotated[list[str] | None, typer.Option(help="Only this arm and the arms it is compared to; repeatable.")] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(help="Evaluate this arm besides real, popular_lately and real+scalr, and no other; repeatable."),
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Every arm, model, seed and validation window.")] = False,
     quick: Annotated[
         bool,
@@ -138,7 +145,7 @@ def evaluate(
 
 @app.command()
 def status(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Show which stages are done, the command of each stage, and whether the project publishes. Stages from run on refer to the latest run.
+    """Show which stages are done, their commands, and whether the project publishes. Stages from plan on are of the latest run.
 
     Models that learned from rows of erased users (scalr dataset register-model) are listed until they are retrained.
 

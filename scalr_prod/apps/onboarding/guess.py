@@ -31,7 +31,7 @@ class LogGuess:
         place: See `LogRequest`.
         columns: Role → column.
         available_columns: All columns of the log.
-        settings: Further keys of ``[domains.<place>]``: ``format``, ``timezone``, ``timestamp_format``.
+        settings: Further keys of ``[domains.<domain>]``: ``format``, ``timezone``, ``timestamp_format``.
         time_description: Description of its times.
         notes: Choices between several possibilities.
         evidence: Column → what its values show, if names did not give all roles.

@@ -42,7 +42,7 @@ class DomainSection:
 
     Attributes:
         place: ``source``, ``sources.<name>`` or ``target``.
-        values: Keys of ``[domains.<place>]`` → values; ``columns`` and ``item_columns`` are mappings.
+        values: Keys of ``[domains.<domain>]`` → values; ``columns`` and ``item_columns`` are mappings.
         comments: Lines above the section.
         has_secret_url: Whether the URL holds a password, and is left to the environment.
     """

@@ -22,7 +22,7 @@ _HELP: Final = "Press Enter to accept, or type a correction such as source.user=
 
 
 def apply_corrections(requests: Sequence[LogRequest], corrections: Iterable[str]) -> list[LogRequest]:
-    """Apply corrections to the requests: ``PLACE.ROLE=COLUMN``, ``timezone=ZONE`` for all logs, ``PLACE.timezone=ZONE`` for one.
+    """Apply corrections to the requests: ``DOMAIN.ROLE=COLUMN``, ``timezone=ZONE`` for all logs, ``DOMAIN.timezone=ZONE`` for one.
 
     Args:
         requests: Requests for sources and target.
@@ -45,7 +45,7 @@ def apply_corrections(requests: Sequence[LogRequest], corrections: Iterable[str]
             raise SettingsError(
                 f"{correction!r} is not a correction",
                 where="--column",
-                next_step=f"write PLACE.ROLE=COLUMN, for example {next(iter(found))}.user=customer; "
+                next_step=f"write DOMAIN.ROLE=COLUMN, for example {next(iter(found))}.user=customer; "
                 f"a place is {' or '.join(found)}, a role {', '.join(EVENT_ROLES)} or timezone",
             )
     return list(found.values())

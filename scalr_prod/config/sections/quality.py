@@ -49,7 +49,8 @@ class QualitySettings(SettingsSection):
     min_information: float = Field(
         default=0.001,
         ge=0,
-        description="smallest information of source histories, in nats per target event (lower end of its interval); 0: off",
+        description="smallest information of users' own source histories over other users', in nats per target event (lower end of its "
+        "interval); 0: off",
     )
     max_probability_factor: float = Field(
         default=0.0,

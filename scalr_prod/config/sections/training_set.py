@@ -145,7 +145,7 @@ class DownstreamSettings(SettingsSection):
         default=1,
         ge=1,
         le=20,
-        description="number of rolling cutoffs: the time after the first one is split into equal windows",
+        description="number of rolling cutoffs: the events after the first one are split into windows of equal size",
     )
     windows: int = Field(
         default=2, ge=1, le=5, description="number of validation windows before the cutoff; 1 without `--full`, unless set here"

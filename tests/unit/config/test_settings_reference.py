@@ -48,7 +48,7 @@ def test_no_section_and_no_domain_key_is_left_out():
     sections = {key.section.split(".")[0] for key in list_setting_keys()}
     assert sections == set(Settings.model_fields) - {"base"}
     for name in ("columns", "item_columns"):
-        assert [key for key in list_setting_keys() if key.section == f"domains.<place>.{name}"]
+        assert [key for key in list_setting_keys() if key.section == f"domains.<domain>.{name}"]
 
 
 def test_the_reference_is_what_is_generated():

@@ -30,7 +30,7 @@ def told(project, *arguments) -> dict:
 def test_before_anything_was_made_nothing_is(project, settings):
     before = files_of(project.parent)
     found = told(project, "run")
-    assert set(found["stages"].values()) == {"make"}
+    assert set(found["stages"].values()) == {"run"}
     assert found["window"] == "not known before the logs are read: scalr ingest, scalr histories"
     assert found["seconds_in_all"] is None
     assert found["measured"] == "no earlier run of this project: no duration can be estimated"
@@ -44,10 +44,10 @@ def test_what_is_there_is_told_from_what_is_missing(project, settings):
         opened.histories()
     before = files_of(settings.home)
     found = told(project, "run")
-    assert {name for name, would in found["stages"].items() if would == "look"} == {"ingest", "histories"}
+    assert {name for name, would in found["stages"].items() if would == "check"} == {"ingest", "histories"}
     assert found["contexts"] > found["users"] == 300
     assert found["not_measured"] == ["translator", "generate", "validate", "publish", "late", "dataset"]
-    assert told(project, "generate")["stages"] == {"generate": "make"}
+    assert told(project, "generate")["stages"] == {"generate": "run"}
     assert files_of(settings.home) == before
 
 
@@ -60,16 +60,16 @@ def test_where_synthetic_events_weigh_nothing_a_run_would_generate_none(settings
     assert "λ is 0 for all users (set by [training_set] synthetic_weight)" in found["not_generated"]
     assert found["window"] == found["not_generated"]
     assert found["stages"] == {
-        **dict.fromkeys(("ingest", "histories"), "look"),
-        "translator": "make",
-        **dict.fromkeys(("generate", "validate", "publish", "late"), "leave out"),
-        "dataset": "make",
+        **dict.fromkeys(("ingest", "histories"), "check"),
+        "translator": "run",
+        **dict.fromkeys(("generate", "validate", "publish", "late"), "skip"),
+        "dataset": "run",
     }
     with Project.open(project) as opened:
         left_out = {state.stage: state.not_generated for state in opened.status() if state.not_generated}
     assert left_out == dict.fromkeys(("plan", "generate", "validate", "publish", "late"), found["not_generated"])
     assert told(project, "run")["stages"] == found["stages"], "a ledger is there now"
-    assert told(project, "generate")["stages"] == {"generate": "make"}
+    assert told(project, "generate")["stages"] == {"generate": "run"}
 
 
 def test_a_log_that_has_grown_is_seen_before_anything_is_read(project, settings):
@@ -81,11 +81,11 @@ def test_a_log_that_has_grown_is_seen_before_anything_is_read(project, settings)
         rows = pq.read_table(log)
         pq.write_table(pa.concat_tables([rows, rows.slice(0, 1)]), log)
         found = opened.dry_run().to_json()
-        assert found["stages"]["ingest"] == found["stages"]["histories"] == "make"
+        assert found["stages"]["ingest"] == found["stages"]["histories"] == "run"
         assert found["reasons"]["ingest"] == f"source: {log.name} changed"
         assert found["reasons"]["histories"] == "after ingest"
         opened.ingest()
-        assert opened.dry_run("ingest").to_json()["stages"] == {"ingest": "look"}
+        assert opened.dry_run("ingest").to_json()["stages"] == {"ingest": "check"}
 
 
 def test_a_delta_log_that_has_grown_is_seen_before_anything_is_read(settings, tmp_path):
@@ -116,4 +116,4 @@ def test_a_query_or_a_home_of_before_tells_nothing(settings):
         opened.ingest()
     (settings.home / "ingested.json").unlink()
     assert changed_inputs(settings) is None
-    assert dry_run(settings, with_light_prerequisites("ingest")).to_json()["stages"] == {"ingest": "look"}
+    assert dry_run(settings, with_light_prerequisites("ingest")).to_json()["stages"] == {"ingest": "check"}

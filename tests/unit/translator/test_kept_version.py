@@ -232,12 +232,12 @@ def test_status_and_dry_run_name_the_version_and_when_the_next_is_due(settings):
     state = {state.stage: state for state in stage_states(settings)}["translator"]
     assert (state.done, state.stale, state.kept) == (True, None, f"version 1: {reason}")
     found = pipeline.dry_run(settings, pipeline.stages_to()).to_json()
-    assert found["stages"]["translator"] == "look"
+    assert found["stages"]["translator"] == "check"
     assert found["translator"] == f"version 1: {reason}"
 
     other = changed(settings, "translator", epochs=9)
     found = pipeline.dry_run(other, pipeline.stages_to()).to_json()
-    assert found["stages"]["translator"] == "make"
+    assert found["stages"]["translator"] == "run"
     assert "translator" not in found
     assert {state.stage: state for state in stage_states(other)}["translator"].kept is None
 
@@ -249,7 +249,7 @@ def test_a_dry_run_expects_no_training_for_a_log_that_has_grown(own):
     pd.concat([rows, rows.head(1)], ignore_index=True).to_parquet(log)
     found = pipeline.dry_run(own, pipeline.stages_to()).to_json()
     assert found["reasons"]["ingest"] == f"source: {log.name} changed"
-    assert (found["stages"]["translator"], found["stages"]["dataset"]) == ("look", "make")
+    assert (found["stages"]["translator"], found["stages"]["dataset"]) == ("check", "run")
     assert datetime.fromisoformat(load_version(own).manifest["trained_until"]).isoformat() in found["translator"]
 
 

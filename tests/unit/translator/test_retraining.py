@@ -84,7 +84,7 @@ def test_an_upgrade_is_told_before_it_trains(ingested, version, monkeypatch):
         f"{reason.text}: scalr run trains a version and publishes its run again; [translator] pin = true keeps version 1"
     )
     found = pipeline.dry_run(ingested, pipeline.stages_to()).to_json()
-    assert found["stages"]["translator"] == found["stages"]["generate"] == "make"
+    assert found["stages"]["translator"] == found["stages"]["generate"] == "run"
     assert found["reasons"]["translator"] == state.stale
     pinned = with_translator(ingested, pin=True)
     assert retraining_reason(pinned) is None
