@@ -562,7 +562,7 @@ def default_run() -> list[str]:
         "popular_lately": "the list",
         "popular_in_cluster": "lists by cluster",
         "als_real": "ALS, real",
-        "als_both_domains": "ALS, both domains",
+        "als_both_domains": "ALS, joint training",
     }
 
     found = figures("default_run")

@@ -2,7 +2,7 @@
 """Arms of an evaluation, and the training events of each.
 
 The main arms train on real events only, on real and synthetic events, and on synthetic events only. Controls are alternatives that
-real+scalr must beat for a lift to count. The joint baseline is one model trained on both domains' real events. Three arms train no model:
+real+scalr must beat for a lift to count. Joint training is one model trained on both domains' real events. Three arms train no model:
 the popularity baseline, one list for all users; popularity by cluster of users; and the translator itself as a recommender.
 """
 
@@ -106,7 +106,7 @@ class Arm:
         options: Model options; ``half_life`` (days) decays observed events before the fit.
         draw: Sampling options: volume, temperature, filter, alignment.
         weights: λ of cold, sparse and dense users: total weight of synthetic events, as a share of the real events' total weight.
-        source_weight: Weight of source events in the joint baseline.
+        source_weight: Weight of source events in joint training.
         boost: b of score = model + b × log decayed popularity, for cold, sparse and dense users.
     """
 

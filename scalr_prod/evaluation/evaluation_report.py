@@ -409,7 +409,7 @@ def _verdict_line(verdict: Mapping[str, Any]) -> dict[str, Any]:
         "lift over best % (95 % CI)": _over_best(verdict),
         "cold users": _over_best(cold),
         "all, target history hidden": _over_best(new),
-        "over the joint baseline": _interval(verdict.get("over_rival", {})),
+        "over joint training": _interval(verdict.get("over_rival", {})),
         "over popularity by cluster": _interval(verdict.get("over_clusters", {})),
         "both blended with recent popularity": _over_best(blended),
     }

@@ -210,7 +210,7 @@ class EvaluationRunner:
         family.calibrators[WITH_SYNTHETIC] = family.calibrators[REAL_ONLY]
 
     def _family_arms(self, family: str) -> list[str]:
-        """Return a family's arms; one that already uses source events has no joint baseline."""
+        """Return a family's arms; one that already uses source events has no joint training."""
         return [name for name in self.plan.arms if name != JOINT_BASELINE or not uses_source_events(family)]
 
     def _expected_evaluation_fits(self, name: str) -> int:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hyperparameter tuning of each arm on validation splits, with the same budget for all arms.
 
-Tuning covers the half-life of the popularity baseline, the model settings for real events only, the source weight of the joint baseline,
+Tuning covers the half-life of the popularity baseline, the model settings for real events only, the source weight of joint training,
 and for every arm with synthetic events (real+scalr and controls alike) all model settings again, λ, temperature, volume and λ by segment.
 Hyperparameters are searched one after the other, those that make a fit several times as slow last, and a grid whose best value is on its
 edge is extended. Values are chosen by NDCG at a
@@ -300,7 +300,7 @@ class Tuner:
             options = {one.name: _typed_value(one, one.values[0]) for one in family_hyperparameters(self.family)}
             start = Arm(self.family, REAL_ONLY, options, draw, weights=(0.0, 0.0, 0.0), source_weight=1.0)
             cheap, costly = self._model_hyperparameters
-            # Twice, since the best model settings depend on each other. The joint baseline starts from this result.
+            # Twice, since the best model settings depend on each other. Joint training starts from this result.
             self._real_arm = self._search_in_turn(start, [*cheap, *costly] if self.quick else [*cheap, *cheap, *costly])
         return self._real_arm
 

@@ -29,7 +29,7 @@ _ARMS: Final = {
     POPULARITY_BASELINE: "recently popular items",
     CLUSTER_BASELINE: "items popular among users with similar source histories",
     REAL_ONLY: "real events only",
-    JOINT_BASELINE: "both domains in one model",
+    JOINT_BASELINE: "joint training on both domains",
     WITH_SYNTHETIC: "real + synthetic events",
 }
 _BASELINES: Final = _ARMS | {

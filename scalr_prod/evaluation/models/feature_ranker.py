@@ -70,7 +70,7 @@ class FeatureRanker:
 
     #: Tuned by its probabilities rather than its rankings.
     selection_metric: Final = "information"
-    #: Source events are already features, so there is no separate joint baseline.
+    #: Source events are already features, so there is no separate joint training.
     uses_source_events: Final = True
 
     def __init__(self, hyperparameters: FeatureRankerHyperparameters) -> None:
