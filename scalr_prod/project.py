@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from scalr_prod import pipeline
+from scalr_prod.core.timestamps import as_utc
 from scalr_prod.errors import ScalrError
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ class Project:
         """
         from scalr_prod.ingest import IngestReport
 
-        context = pipeline.PipelineContext(self.settings, progress=self.progress, domain=domain, replace_from=replace)
+        context = pipeline.PipelineContext(self.settings, progress=self.progress, domain=domain, replace_from=as_utc(replace))
         return pipeline.execute_single(context, "ingest", IngestReport)
 
     def histories(self) -> HistoriesReport:
@@ -226,7 +227,7 @@ class Project:
         """
         from scalr_prod.translator import TrainReport
 
-        context = pipeline.PipelineContext(self.settings, progress=self.progress, trained_until=trained_until)
+        context = pipeline.PipelineContext(self.settings, progress=self.progress, trained_until=as_utc(trained_until))
         return pipeline.execute_single(context, "translator", TrainReport)
 
     def generate(self, version: int | None = None) -> GenerationReport:
@@ -544,7 +545,7 @@ class Project:
 
         request = EvaluationRequest(
             cold_fraction=cold_fraction,
-            cutoff=cutoff,
+            cutoff=as_utc(cutoff),
             cutoffs=cutoffs,
             arms=tuple(arms) if arms else None,
             full=full,
@@ -694,7 +695,7 @@ class Project:
 
         Args:
             outcomes: Path or URL of a table ``user_id``, ``value`` and, if there is one, ``pre_value``: one row per user.
-            until: Time until which the outcomes were counted; default: now.
+            until: Time until which the outcomes were counted (UTC); default: now.
             out: File to write every user's group to: ``.parquet`` or ``.csv``.
 
         Returns:
@@ -707,7 +708,8 @@ class Project:
         """
         from scalr_prod.operations import analyze_experiment
 
-        return analyze_experiment(self.settings, outcomes=outcomes, until=until, out=Path(out) if out is not None else None)
+        target = Path(out) if out is not None else None
+        return analyze_experiment(self.settings, outcomes=outcomes, until=as_utc(until), out=target)
 
     def experiment_power(self, *, effect_pct: float = 5.0, holdout: float | None = None) -> PowerReport:
         """Return the minimum detectable effect (MDE) on a user's number of target events, and the days that it takes.

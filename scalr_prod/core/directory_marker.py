@@ -80,13 +80,14 @@ def _write(path: Path, mark: DirectoryMarker, *, over: bool = False) -> None:
     scratch = path.with_name(f"{_FILE}-{uuid.uuid4().hex}")
     try:
         scratch.write_text(json.dumps(asdict(mark)) + "\n", encoding="utf-8")
-        if over or path.exists():  # an invalid marker is overwritten
+        if over:
             scratch.replace(path)
             return
         try:
             path.hardlink_to(scratch)
         except FileExistsError:
-            return
+            if _read(path.parent) is None:  # it is invalid; another process's marker stays
+                scratch.replace(path)
         except OSError:  # a file system without hard links
             scratch.replace(path)
     finally:

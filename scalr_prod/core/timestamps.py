@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+def as_utc(moment: datetime | None) -> datetime | None:
+    """Interpret a time without a zone as UTC, not as this machine's local time."""
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+
+
 def to_micros(moment: datetime) -> int:
     """Return the microseconds since the epoch of a timezone-aware datetime."""
     elapsed = moment - _EPOCH

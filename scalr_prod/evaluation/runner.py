@@ -248,7 +248,8 @@ class EvaluationRunner:
         if name in UNTRAINED_ARMS:
             found, *as_new = [[self._evaluate_untrained(one, family, name)] for one in runs]
         else:
-            fits = [fit for one in runs for fit in self._fits(one, family, name)]
+            is_refused = self._is_refused(run, family, name)
+            fits = [fit for one in runs for fit in self._fits(one, family, name, is_refused=is_refused)]
             outcomes = family.tuner.pool.map(lambda fit, threads: fit(threads), fits)
             found = [plain for plain, _ in outcomes[: run.seeds]]
             family.blended.setdefault(name, []).append([blended for _, blended in outcomes[: run.seeds]])
@@ -310,7 +311,7 @@ class EvaluationRunner:
                 "models": models,
             }
             | ({"contexts_at_most": quick_context_limit(splits[0])} if self.plan.quick else {}),
-            choices={family.name: family.choices_to_json(self.half_life, self.clusters) for family in families},
+            choices={family.name: self._choices_to_json(family) for family in families},
             budget={
                 family.name: {
                     name: {"fits": tuned.validation.fits, "rankings": tuned.validation.rankings}
@@ -326,13 +327,26 @@ class EvaluationRunner:
             seconds=round(self.progress.seconds, 1),
         )
 
-    def _fits(self, run: CutoffRun, family: FamilyEvaluation, name: str) -> list[Callable[[int], tuple[Outcome, Outcome]]]:
+    def _is_refused(self, run: CutoffRun, family: FamilyEvaluation, name: str) -> bool:
+        """Return whether the quality gate rejects the events of real+scalr at a cutoff."""
+        arm = family.arm(name)
+        return bool(run.published and name == WITH_SYNTHETIC and any(arm.weights) and run.published.is_refused(arm.draw))
+
+    def _fits(
+        self, run: CutoffRun, family: FamilyEvaluation, name: str, *, is_refused: bool
+    ) -> list[Callable[[int], tuple[Outcome, Outcome]]]:
         """Return the fits of an arm, one for each seed, and count its synthetic events.
 
         A fit is given its number of threads, and returns the outcomes without and with a boost by recent popularity.
+
+        Args:
+            run: The cutoff, or a half of its users as if they were new.
+            family: The model family.
+            name: The arm.
+            is_refused: Whether the quality gate rejects the arm's events at this cutoff.
         """
         arm = family.arm(name)
-        if run.published and name == WITH_SYNTHETIC and any(arm.weights) and run.published.is_refused(arm.draw):
+        if is_refused:
             arm = replace(family.arm(REAL_ONLY), name=name, draw=arm.draw)  # nothing is published
         published = run.published if run.published and run.published.is_used_by(arm) else None
         if published is None and name == WITH_SYNTHETIC and not any(arm.weights):
@@ -420,12 +434,21 @@ class EvaluationRunner:
 
         return max(self.families.values(), key=ndcg)
 
+    def _refusal(self, family: FamilyEvaluation) -> str | None:
+        """Return why the quality gate rejected a family's events at a cutoff; None: it did not."""
+        draw = family.tuned[WITH_SYNTHETIC].arm.draw.to_json()
+        return next((str(run["refused"]) for run in self.runs if run.get("refused") and run["draw"] == draw), None)
+
+    def _choices_to_json(self, family: FamilyEvaluation) -> dict[str, Any]:
+        choices = family.choices_to_json(self.half_life, self.clusters)
+        refusal = self._refusal(family)
+        return choices if refusal is None else choices | {"helps": False, "refused": refusal}
+
     def _build_policy(self) -> Policy:
         family = self._best_family()
         tuned = family.tuned[WITH_SYNTHETIC]
         draw = tuned.arm.draw
-        is_refused = any(run.get("refused") for run in self.runs if run["draw"] == draw.to_json())
-        weights = _ZERO_WEIGHTS if is_refused else tuned.arm.weights
+        weights = _ZERO_WEIGHTS if self._refusal(family) else tuned.arm.weights
         acceptance = tuned.validation.acceptance.to_json() if tuned.validation and tuned.validation.acceptance else None
         return Policy(
             model=family.name,

@@ -6,6 +6,7 @@ The selection metric is NDCG, or the information gain of the probabilities if th
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -114,6 +115,7 @@ class TrialCache:
         self._source_digest = family_source_digest(family)
         self._counted: set[Any] = set()
         self._models: dict[Any, DownstreamModel] = {}
+        self._fitting: dict[Any, threading.Lock] = {}
         self._hits: dict[Any, list[MetricContributions]] = {}
         self._information: dict[Any, NDArray[np.float64]] = {}
 
@@ -239,14 +241,17 @@ class TrialCache:
 
     def _fitted_model(self, index: int, arm: Arm, threads: int) -> DownstreamModel:
         key = (*arm.fit_key(), index)
-        if key not in self._models:
-            split = self._splits[index]
-            with self._pool.lock:
-                events = split.data_builder.events(arm, 0)
-            self._models[key] = split.evaluator.fit(arm.family, arm.options, events, seed=0, threads=threads)
-            with self._pool.lock:
-                self._on_fit(f"{arm.family} {arm.name}", 1)
-        return self._models[key]
+        with self._pool.lock:
+            fitting = self._fitting.setdefault(key, threading.Lock())
+        with fitting:  # arms that differ in their boost alone share a model
+            if key not in self._models:
+                split = self._splits[index]
+                with self._pool.lock:
+                    events = split.data_builder.events(arm, 0)
+                self._models[key] = split.evaluator.fit(arm.family, arm.options, events, seed=0, threads=threads)
+                with self._pool.lock:
+                    self._on_fit(f"{arm.family} {arm.name}", 1)
+            return self._models[key]
 
 
 def _hits_key(arm: Arm) -> tuple[Any, ...]:

@@ -104,7 +104,8 @@ class VerdictSummary:
 
     Attributes:
         effect: ``helps`` or ``harms``: the interval of the lift over the best baseline excludes 0. ``behind``: it is below 0, but the
-            interval of the lift over real events only is above. ``unsure``: it contains 0. ``refused``: λ is 0.
+            interval of the lift over real events only is above. ``unsure``: it contains 0. ``refused``: λ is 0, or
+            the quality gate rejects the events.
         model: The model family that the sentences are about, the best one on validation.
         answer: Whether synthetic events help, compared with the best baseline and the strongest one that uses source events, too.
         by_group: The lift for each group of users, over the best method without synthetic events.
@@ -178,6 +179,8 @@ def _answer(
             if classify_signal(report.get("signal")) is not Signal.PRESENT
             else "[training_set] synthetic_weight is 0."
         )
+    if "refused" in choice:
+        return f"Not published: with {model}, the quality gate rejects the synthetic events. {choice['refused']}"
     if effect == "refused":
         decision = describe_acceptance(tuple(choice["lambda"].values()), choice["validation"].get("bar"))
         return f"No gain found: with {model}, synthetic events are not used ({decision.removeprefix('refused: ')})."

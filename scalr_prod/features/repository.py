@@ -15,7 +15,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.core import assets
-from scalr_prod.core.atomic_io import read_json
+from scalr_prod.core.atomic_io import read_json, write_text
 from scalr_prod.core.file_lock import file_lock
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.redaction import is_secret_name
@@ -91,7 +91,7 @@ def apply_feature_repo(settings: Settings) -> RepositoryReport:
         with _written_files(repo, files):
             views, services = _apply(settings, previous)
         state = {"project": settings.project_name, "fingerprint": fingerprint, "views": views, "services": services}
-        (repo / APPLIED_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+        write_text(repo / APPLIED_FILE, json.dumps(state, indent=2))
     logger.info("applied %d feature views and %d services in %s", len(views), len(services), repo)
     return RepositoryReport(str(repo), applied=True, views=tuple(views), services=tuple(services))
 
@@ -118,7 +118,7 @@ def _written_files(repo: Path, files: dict[str, str]) -> Iterator[None]:
     """Write the files; restore the previous ones if the registry belongs to another project."""
     before = {name: (repo / name).read_bytes() if (repo / name).is_file() else None for name in files}
     for name, text in files.items():
-        (repo / name).write_text(text, encoding="utf-8")
+        write_text(repo / name, text)  # others may read them now
     try:
         yield
     except ProjectsMixed:
@@ -126,7 +126,7 @@ def _written_files(repo: Path, files: dict[str, str]) -> Iterator[None]:
             if content is None:
                 (repo / name).unlink()
             else:
-                (repo / name).write_bytes(content)
+                write_text(repo / name, content.decode())
         raise
 
 

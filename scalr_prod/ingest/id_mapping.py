@@ -137,13 +137,13 @@ class IdMapping:
         )
 
     def equivalent_ids(self, users: Iterable[int | str]) -> list[str]:
-        """Return further ids of the same users in the lake: ``source:<id>`` of what maps to an id, and the target of such an id.
+        """Return further ids of the same users in the lake: ``source:<id>`` of what maps to an id, the target of such an id, and so on.
 
         Args:
             users: Ids as the lake has them.
         """
         requested = {str(user) for user in users}
-        equivalents: list[str] = []
+        neighbours: dict[str, list[str]] = {}
         for table in self.pairs:
             for pair in table.to_pylist():
                 if pair["source"] is None or pair["target"] is None:
@@ -152,11 +152,17 @@ class IdMapping:
                     text.removesuffix(".0") if ids.all_integral_floats else text
                     for text, ids in ((pair["source"], self.source_ids), (pair["target"], self.target_ids))
                 )
-                if target in requested:
-                    equivalents.append(f"{UNMAPPED_PREFIX}{source}")
-                elif f"{UNMAPPED_PREFIX}{source}" in requested:
-                    equivalents.append(target)
-        return [user for user in dict.fromkeys(equivalents) if user not in requested]
+                unmapped = f"{UNMAPPED_PREFIX}{source}"
+                neighbours.setdefault(target, []).append(unmapped)
+                neighbours.setdefault(unmapped, []).append(target)
+        # Several source ids may have one target id: from one of them, the others are two steps away.
+        found = dict.fromkeys(requested)
+        pending = [*found]
+        while pending:
+            new = [user for user in dict.fromkeys(neighbours.get(pending.pop(), ())) if user not in found]
+            found.update(dict.fromkeys(new))
+            pending += new
+        return [user for user in found if user not in requested]
 
 
 def _columns(settings: Settings, names: Sequence[str], origin: str) -> tuple[str, str]:

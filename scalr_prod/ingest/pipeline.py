@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from scalr_prod.compute import run_rounds
@@ -128,6 +129,8 @@ def ingest(
         common = pipeline.count_common_users()
         pipeline.compare()
         pipeline.create_tables()
+        for place in places:
+            pipeline.commit_catalogue(place)
         reports = {place: pipeline.commit(place, progress=progress) for place in places}
     if replace is None:  # a replacement ignores earlier rows
         record_input_state(settings, state)
@@ -161,8 +164,8 @@ class LogChange(Protocol):
     def compare(self) -> None:
         """Compute the change without writing."""
 
-    def commit(self, count: Callable[[int], None]) -> CommitSummary:
-        """Commit the change."""
+    def commit(self, count: Callable[[int], None], ensure_current: Callable[[], None]) -> CommitSummary:
+        """Commit the change; ``ensure_current`` raises, before each attempt, if users or items were erased meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,20 @@ class StagedInput:
 
     events: Mapping[str, StagedEvents]
     items: Mapping[str, StagedItems | None]
+
+
+class _CatalogueCounts(NamedTuple):
+    """Counts of a domain's catalogue.
+
+    Attributes:
+        items: Items of the catalogue.
+        duplicates: Rows of the item file that a later row replaced.
+        missing: Items with events that the item file lacks; None without a file.
+    """
+
+    items: int
+    duplicates: int
+    missing: int | None
 
 
 class IngestPipeline:
@@ -226,6 +243,8 @@ class IngestPipeline:
         self.suppressed_rows: dict[str, int] = {}
         #: Counts of repeated rows of the log, by settings key.
         self.duplicates: dict[str, DuplicateCounts] = {}
+        #: Committed catalogues, by settings key.
+        self._catalogues: dict[str, _CatalogueCounts] = {}
         #: Limits of events per user and day, by settings key, if there is one.
         self.user_day_limits: dict[str, UserDayLimit] = {}
         self.since = since
@@ -579,14 +598,14 @@ class IngestPipeline:
 
         retry_on_new_version(self.lake, table, bind)
 
-    def commit(self, place: str, *, progress: bool) -> DomainReport:
-        """Commit one domain: its catalogue first, so that every event always has a catalogue row.
+    def _ensure_current(self, table: Table) -> None:
+        """Ensure that no user or item was erased since the logs were read.
+
+        Called before each attempt to commit: an erasure commits to the table, so that an attempt under way fails and is made again.
 
         Raises:
-            CommitFailed: The lake rejected a commit; a repeated ingest finds what was committed before.
+            CommitFailed: Some were.
         """
-        staged, log = self.events[place], self.logs[place]
-        table = Table.events(log.domain)
         suppressed = SuppressionList.open(self.settings)
         if suppressed.users.keys() != self.suppressed.users.keys() or suppressed.items.keys() != self.suppressed.items.keys():
             raise CommitFailed(
@@ -594,7 +613,16 @@ class IngestPipeline:
                 where=self.lake.uri(table),
                 next_step="repeat the command",
             )
-        if self.settings.domains[place].requires_consent:  # before the events, so that none is used without an answer
+
+    def commit_catalogue(self, place: str) -> None:
+        """Commit one domain's consents and catalogue; before any events, so that none is without an answer or a catalogue row.
+
+        Raises:
+            CommitFailed: The lake rejected a commit, or users or items were erased while the logs were read.
+        """
+        staged, log = self.events[place], self.logs[place]
+        self._ensure_current(Table.items(log.domain))
+        if self.settings.domains[place].requires_consent:
             read_answers = staged_rows_sql(staged.consent_files, {USER_ID: self.user_ids.log_id_types[log.domain]})
             answers = self.user_ids.exclude_suppressed(self.db, self.suppressed, read_answers, log.domain)
             create_ids_table(self.db, "log_users", [(self.log_tasks[place].folder, log.users)])
@@ -603,9 +631,20 @@ class IngestPipeline:
             self.db, self.lake, log, self.items[place], opened=self.opened[Table.items(log.domain)]
         )
         unnamed = count_items_missing_from_file(self.db, log) if self.items[place] else None
+        self._catalogues[place] = _CatalogueCounts(size, duplicates, unnamed)
+
+    def commit(self, place: str, *, progress: bool) -> DomainReport:
+        """Commit one domain's events, after `commit_catalogue` of all domains.
+
+        Raises:
+            CommitFailed: The lake rejected a commit; a repeated ingest finds what was committed before.
+        """
+        staged, log = self.events[place], self.logs[place]
+        table = Table.events(log.domain)
+        size, duplicates, unnamed = self._catalogues[place]
         over_limit = self.user_day_limits[place].commit(self.lake, log) if place in self.user_day_limits else 0
         with track(f"add {place}", show=progress, total=staged.rows) as count:
-            change = self.changes[place].commit(count)
+            change = self.changes[place].commit(count, partial(self._ensure_current, table))
         if self.since is not None or change.updated or change.removed or over_limit:
             size -= remove_unused_items(self.db, self.lake, log)
         read, delta = self._extent_of(log), self.lake.open_table(table, version=change.version)

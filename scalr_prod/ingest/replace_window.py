@@ -59,17 +59,18 @@ class LogReplacement:
         """
         self.table_replacement.compare()
 
-    def commit(self, count: Callable[[int], None]) -> CommitSummary:
+    def commit(self, count: Callable[[int], None], ensure_current: Callable[[], None]) -> CommitSummary:
         """Commit the replacement, once for all logs of the table.
 
         Args:
             count: Called with the number of rows of each batch written.
+            ensure_current: Called before each attempt; raises if the logs may not be added any more.
 
         Raises:
             CommitFailed: Nothing changed.
             BadValue: As for `compare`, if the table has changed since.
         """
-        return self.table_replacement.commit(count)[self.place]
+        return self.table_replacement.commit(count, ensure_current)[self.place]
 
 
 class _TableReplacement:
@@ -163,10 +164,15 @@ class _TableReplacement:
                 f"max_removed_share under [domains.{log.place}]",
             )
 
-    def commit(self, count: Callable[[int], None]) -> dict[str, CommitSummary]:
+    def commit(self, count: Callable[[int], None], ensure_current: Callable[[], None]) -> dict[str, CommitSummary]:
         """See `LogReplacement.commit`."""
+
+        def replace(version: int) -> dict[str, CommitSummary]:
+            ensure_current()
+            return self._replace(version, count)
+
         if self._done is None:
-            self._done = retry_on_new_version(self.lake, self.table, lambda version: self._replace(version, count))
+            self._done = retry_on_new_version(self.lake, self.table, replace)
         return self._done
 
     def _replace(self, version: int, count: Callable[[int], None]) -> dict[str, CommitSummary]:

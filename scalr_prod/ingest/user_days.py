@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.core.delta_log import arrow_schema
+from scalr_prod.core.file_lock import file_lock
 from scalr_prod.core.timestamps import micros_to_datetime
+from scalr_prod.errors import CommitFailed
 from scalr_prod.ingest.append import write_events
 from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, count_rows, create_temp_table, scan_table
 from scalr_prod.ingest.sort_by_time import SORT_COLUMNS
@@ -39,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 #: File in the home: domain, user and day of the days that were left out, and the limit that they exceeded.
 _FILE: Final = "user_days.parquet"
+_LOCK_TIMEOUT_S: Final = 600
 _KEY: Final = f"{USER_ID}, day"
 _MICROSECOND: Final = timedelta(microseconds=1)
 #: More than a calendar day.
@@ -217,6 +220,16 @@ class UserDayLimit:
 
     def _record(self) -> None:
         """Record the days that are left out as a whole; those that the log replaces are recorded again."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        busy = CommitFailed(
+            f"another process has been writing it for over {_LOCK_TIMEOUT_S} s",
+            where=str(self._path),
+            next_step="wait for it to finish, then run the command again",
+        )
+        with file_lock(self._path.with_name(f".{self._path.name}.lock"), busy, timeout_s=_LOCK_TIMEOUT_S):
+            self._update_record()
+
+    def _update_record(self) -> None:
         if self._caps or not (self._path.exists() or count_rows(self._db, f"FROM {self._over}")):
             return
         place = quote_literal(self._place)

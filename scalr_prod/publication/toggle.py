@@ -123,7 +123,7 @@ def _finish(settings: Settings, lake: Lake, *, changed: bool) -> ToggleReport:
 
 def _report(settings: Settings, lake: Lake, *, changed: bool, online: bool = False) -> ToggleReport:
     with Ledger.open(settings) as ledger:
-        waiting = [run.run_id for run in ledger.runs.find() if run.state is RunState.VALIDATED]
+        waiting = [run.run_id for run in ledger.runs.find(state=RunState.VALIDATED)]
     if not lake.exists(_VIEW):
         return ToggleReport("enabled", changed, None, None, None, waiting, online)
     canary = list_canaries(settings)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.ledger import Ledger
@@ -37,11 +36,6 @@ def promoted_versions(settings: Settings) -> list[int]:
 
 def versions_in_use(settings: Settings) -> set[int]:
     """Return the served version, the one before it, and the versions that active runs are pinned to."""
-    now = datetime.now(UTC)
     with Ledger.open(settings) as ledger:
-        working = {
-            run.spec.translator_version
-            for run in ledger.runs.find()
-            if run.lease_expires_at is not None and run.lease_expires_at > now
-        }
+        working = {ledger.runs.get(run_id).spec.translator_version for run_id in ledger.leases.active()}
     return {*promoted_versions(settings)[-2:], *working}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.core.atomic_io import sync_folder
 from scalr_prod.core.commit_events import emit_commit
 from scalr_prod.core.delta_log import UNBOUNDED, files_dataset, files_in_time_range, latest_time, version_fingerprint
 from scalr_prod.core.file_lock import file_lock
@@ -549,6 +550,7 @@ def _move_into_place(staged: Path, final: Path, manifest: dict[str, Any]) -> Non
         with file.open("rb+") as opened:
             os.fsync(opened.fileno())
     move_into_place(staged, final)
+    sync_folder(final.parent)
 
 
 def _register(settings: Settings, folder: Path, manifest: dict[str, Any]) -> None:

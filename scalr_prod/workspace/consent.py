@@ -167,7 +167,7 @@ def has_consent_sql(home: Path, settings: Mapping[str, Any], user: str) -> str:
 
 
 def ensure_consent_not_withdrawn(settings: Settings, run_id: str, run_settings: Mapping[str, Any]) -> None:
-    """Ensure that no user has withdrawn their consent since a run was planned.
+    """Ensure that no user has withdrawn their consent since a run was planned, and that it was planned with it if it is required.
 
     Args:
         settings: The project's settings.
@@ -175,11 +175,17 @@ def ensure_consent_not_withdrawn(settings: Settings, run_id: str, run_settings: 
         run_settings: Settings in the run's specification.
 
     Raises:
-        InputError: Some have; or the answers of that time were removed.
+        InputError: Some have; or the answers of that time were removed; or consent was not required then.
     """
     planned, now = ConsentState.from_run(run_settings), ConsentState.from_settings(settings)
-    if planned is None or now is None or planned == now:
+    if now is None or planned == now:
         return
+    if planned is None:
+        raise InputError(
+            "consent was not required when the run was planned",
+            where="[domains] consent",
+            next_step="plan a new run: scalr run",
+        ).add_context(run_id=run_id)
     if withdrawn := planned.count_withdrawn(settings.home, now):
         raise InputError(
             f"{withdrawn} users have withdrawn their consent since the run was planned",

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
 
-from scalr_prod.core.atomic_io import atomic_path
+from scalr_prod.core.atomic_io import atomic_path, sync_folder
 from scalr_prod.core.file_lock import file_lock
 from scalr_prod.errors import ForgettingError, TranslatorError
 
@@ -223,7 +223,7 @@ def _no_key(folder: Path, reason: str) -> ForgettingError:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file atomically, readable by its owner alone."""
+    """Write a file atomically, readable by its owner alone; it is on disk afterwards."""
     with (
         atomic_path(path) as unfinished,
         os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file,
@@ -231,3 +231,4 @@ def _write(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    sync_folder(path.parent)

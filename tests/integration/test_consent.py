@@ -83,9 +83,12 @@ def test_users_without_consent_are_no_contexts_and_not_trained_on(tmp_path, here
         pd.concat([events, *(some.assign(user_id=user) for user in unasked)]).to_parquet(path)
     scalr("ingest")
     scalr("histories")
+    unasked_run = plan_run(load_settings(config).with_sections(generation={"seed": 7}))
     config.write_text(asking)
     with Project(load_settings(config)) as project:
         log = read_event_log(project.settings, data_end(project.lake))
         assert {"unasked", "target_only"} & set(log.users.to_pylist()) == {"target_only"}
         planned = plan_run(project.settings.with_sections(generation={"seed": 6}))
         assert count_users_without_consent(project.settings, planned) == len(users[::3]) + 2
+        with pytest.raises(InputError, match="consent was not required when the run was planned"):
+            ensure_consent_not_withdrawn(project.settings, unasked_run.run_id, unasked_run.settings)

@@ -19,7 +19,6 @@ from scalr_prod.errors import ScalrError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
 
     from scalr_prod.config import Settings
     from scalr_prod.core.signals import Interrupted
@@ -163,10 +162,3 @@ def _ended_early(ended: SystemExit) -> ScalrError:
         where=f"{trace.filename}, line {trace.lineno}",
         next_step="correct the plug-in or the library that calls it",
     )
-
-
-def as_utc(moment: datetime | None) -> datetime | None:
-    """Interpret a command line time without a zone as UTC."""
-    from datetime import UTC
-
-    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment

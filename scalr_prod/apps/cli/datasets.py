@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scalr_prod.apps.cli.apps import dataset_app, feast_app, quality_app
-from scalr_prod.apps.cli.context import DEFAULT_CONFIG, CommandContext, Config, Json, OptionalConfig, as_utc, find_config
+from scalr_prod.apps.cli.context import DEFAULT_CONFIG, CommandContext, Config, Json, OptionalConfig, find_config
+from scalr_prod.core.timestamps import as_utc
 from scalr_prod.errors import QualityGateFailed
 
 if TYPE_CHECKING:

@@ -17,7 +17,6 @@ from scalr_prod.apps.cli.context import (
     Config,
     Json,
     Version,
-    as_utc,
     find_config,
 )
 from scalr_prod.serving import Torch  # noqa: TC001 - Typer reads it at run time
@@ -39,7 +38,7 @@ def translator_train(
 
     Example: scalr translator train --trained-until 2024-06-01
     """
-    CommandContext(config, as_json, "translator train").run_with_project(lambda project: project.train(as_utc(trained_until)))
+    CommandContext(config, as_json, "translator train").run_with_project(lambda project: project.train(trained_until))
 
 
 @translator_app.command("evaluate")

@@ -18,7 +18,6 @@ from scalr_prod.apps.cli.context import (
     Json,
     OptionalRunId,
     RunId,
-    as_utc,
     exit_with_error,
 )
 from scalr_prod.errors import ForgettingError
@@ -165,7 +164,7 @@ def experiment_command(
     """
     if ctx.invoked_subcommand is None:
         CommandContext(config, as_json, "experiment").run_with_project(
-            lambda project: project.experiment(outcomes=outcomes, until=as_utc(until), out=out)
+            lambda project: project.experiment(outcomes=outcomes, until=until, out=out)
         )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scalr_prod.apps.cli.apps import app
-from scalr_prod.apps.cli.context import DEFAULT_CONFIG, CommandContext, Config, Json, RunId, Version, as_utc
+from scalr_prod.apps.cli.context import DEFAULT_CONFIG, CommandContext, Config, Json, RunId, Version
 
 if TYPE_CHECKING:
     from scalr_prod.apps.cli.context import CommandResult
@@ -54,7 +54,7 @@ def ingest(
     """
     if domain not in {None, "source", "target"} and not str(domain).startswith("sources."):
         raise typer.BadParameter("must be source, target or sources.NAME", param_hint="--domain")
-    CommandContext(config, as_json, "ingest").run_with_project(lambda project: project.ingest(domain, replace=as_utc(replace)))
+    CommandContext(config, as_json, "ingest").run_with_project(lambda project: project.ingest(domain, replace=replace))
 
 
 @app.command()
@@ -135,9 +135,7 @@ def evaluate(
         raise typer.BadParameter("goes without --full, --cutoffs and --arm", param_hint="--quick")
 
     def work(project: Project) -> CommandResult:
-        report = project.evaluate(
-            cold_fraction=cold_fraction, cutoff=as_utc(cutoff), cutoffs=cutoffs, arms=arm, full=full, quick=quick
-        )
+        report = project.evaluate(cold_fraction=cold_fraction, cutoff=cutoff, cutoffs=cutoffs, arms=arm, full=full, quick=quick)
         return report.to_details() if details and not as_json else report
 
     CommandContext(config, as_json, "evaluate").run_with_project(work)

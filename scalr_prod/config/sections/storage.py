@@ -154,6 +154,7 @@ class ForgettingSettings(SettingsSection):
     grace_days: float = Field(
         default=30,
         ge=0,
+        le=36_500,
         description="days for which runs may use a translator that learned from an erased user; then a new one must be trained",
     )
     model_grace_days: float = Field(

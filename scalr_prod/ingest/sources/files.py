@@ -125,6 +125,8 @@ class FilesReader:
     def plan(self, source: LogSource) -> list[LogFiles]:
         """Divide the files among tasks: small files together, row groups of large Parquet files apart. Other files are not divided.
 
+        The tasks' rows are in the order of the files' names, which decides between versions of an event without a creation time.
+
         Raises:
             InputError: As for `read`.
         """
@@ -135,14 +137,15 @@ class FilesReader:
         pending: list[LogFile] = []
         for filesystem, file in files:
             kind = self.kind or _format_of(file.url)
-            if kind == "parquet" and file.work_s > task_s:
-                with _readable(file.url, kind, by_name=self.kind is None), filesystem.open(file.path, "rb") as stream:
-                    found += [LogFiles((part,)) for part in _divide(file, stream, task_s)]
-                continue
-            if pending and sum(each.work_s for each in pending) + file.work_s > task_s:
+            is_large = kind == "parquet" and file.work_s > task_s
+            if pending and (is_large or sum(each.work_s for each in pending) + file.work_s > task_s):
                 found.append(LogFiles(tuple(pending)))
                 pending = []
-            pending.append(file)
+            if is_large:
+                with _readable(file.url, kind, by_name=self.kind is None), filesystem.open(file.path, "rb") as stream:
+                    found += [LogFiles((part,)) for part in _divide(file, stream, task_s)]
+            else:
+                pending.append(file)
         return [*found, LogFiles(tuple(pending))] if pending else found
 
     def _measure(self, resolved: ResolvedPath) -> tuple[Any, LogFile]:

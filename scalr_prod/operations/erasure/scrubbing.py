@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from scalr_prod.core.atomic_io import atomic_path
+from scalr_prod.core.atomic_io import atomic_path, sync_folder
 from scalr_prod.core.hashing import file_sha256
 from scalr_prod.core.row_groups import iter_batches
 from scalr_prod.schemas import ITEM_ID, USER_ID
@@ -290,12 +290,13 @@ def _alternation(texts: Collection[str]) -> str:
 
 
 def overwrite_file(path: Path, content: bytes) -> None:
-    """Replace a file's content atomically, with its permissions unchanged."""
+    """Replace a file's content atomically, with its permissions unchanged; it is on disk afterwards."""
     with atomic_path(path) as unfinished, unfinished.open("wb") as file:
         os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+    sync_folder(path.parent)
 
 
 def _flatten(column: pa.Array) -> pa.Array:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -54,8 +55,6 @@ def launch_server(settings: Settings, environment: ServingEnvironment, backends:
     Raises:
         ServingError: No socket can be created in the folder of temporary files.
     """
-    import psutil
-
     settings.model_repository.mkdir(parents=True, exist_ok=True)
     name = f"scalr-{secrets.token_hex(8)}"
     log = state_folder(settings) / "triton.log"
@@ -80,7 +79,25 @@ def launch_server(settings: Settings, environment: ServingEnvironment, backends:
             cwd=state_folder(settings),
             start_new_session=True,
         )
-    child_processes[process.pid] = process
+    try:
+        child_processes[process.pid] = process
+        record = _record_process(settings, process, name, folder, metrics, keep_running=keep_running)
+    except BaseException:  # without a record, no command could stop it
+        process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if unseen := describe_unseen_gpu(environment.folder, environment.packages["torch"]):
+        logger.warning("%s", unseen)
+    logger.info("started Triton as process %d at %s", process.pid, record.url)
+    return record
+
+
+def _record_process(
+    settings: Settings, process: subprocess.Popen[bytes], name: str, folder: str, metrics: int, *, keep_running: bool
+) -> ServerRecord:
+    """Write the record of a server that was started."""
+    import psutil
+
     try:
         created = psutil.Process(process.pid).create_time()
     except psutil.NoSuchProcess:
@@ -92,15 +109,12 @@ def launch_server(settings: Settings, environment: ServingEnvironment, backends:
         created=created,
         name=name,
         repository=str(settings.model_repository),
-        log=str(log),
+        log=str(state_folder(settings) / "triton.log"),
         lasting=keep_running,
         socket_folder=folder,
         host=socket.gethostname(),
     )
     record.write(settings)
-    if unseen := describe_unseen_gpu(environment.folder, environment.packages["torch"]):
-        logger.warning("%s", unseen)
-    logger.info("started Triton as process %d at %s", process.pid, record.url)
     return record
 
 

@@ -57,17 +57,17 @@ def serve_with_watchdog(settings: Settings, version: int) -> Iterator[None]:
         if settings.serving.scorer == "local" or settings.serving.url is not None:
             yield
             return
-        guard = _Watchdog(settings, version)
-        guard.start()
+        watchdog = _Watchdog(settings, version)
+        watchdog.start()
         try:
             yield
         finally:
-            guard.stop()
+            watchdog.stop()
 
 
 class _Watchdog(threading.Thread):
     def __init__(self, settings: Settings, version: int) -> None:
-        super().__init__(name="triton guard", daemon=True)
+        super().__init__(name="triton watchdog", daemon=True)
         self._settings, self._version = settings, version
         self._stop_requested = threading.Event()
         self._alive_at, self._last_heartbeat = time.monotonic(), (0, -1)
@@ -81,10 +81,17 @@ class _Watchdog(threading.Thread):
     def run(self) -> None:
         restarts = 0
         while restarts < _MAX_RESTARTS and not self._stop_requested.wait(_PROBE_INTERVAL_S):
-            record = read_record(self._settings)
+            try:
+                record = read_record(self._settings)
+                problem = None if record is None else self._find_problem(record)
+            except (
+                ScalrError,
+                OSError,
+            ) as error:  # such as a shared home that does not answer; the next probe may find it again
+                logger.warning("the local Triton could not be probed: %s", error)
+                continue
             if record is None:  # stopped by command
                 return
-            problem = self._find_problem(record)
             if problem is not None:
                 restarts += 1
                 logger.warning("Triton at %s %s: restarting it (%d of %d)", record.url, problem, restarts, _MAX_RESTARTS)

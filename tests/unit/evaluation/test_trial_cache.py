@@ -129,3 +129,27 @@ def test_arms_that_differ_in_their_boost_alone_are_fitted_once_though_they_are_r
     assert sorted(fits) == [(0.1, 0.1, 0.1)] * 2 + [(0.3, 0.3, 0.3)] * 2
     assert [trials.ndcg(one).mean() for one in boosts] == [0.0, 0.5, 1.0]
     assert (trials.fits["real"], trials.rankings["real"]) == (4, 8)
+
+
+def test_arms_are_fitted_once_also_where_the_first_one_s_ranking_was_kept(monkeypatch):
+    """After an interruption the ranking without a boost comes from the cache, and no model is there for the others."""
+    fits = []
+
+    class Slow(Judge):
+        def fit(self, family, options, events, *, seed, threads):
+            fits.append(seed)
+            time.sleep(0.05)
+            return super().fit(family, options, events, seed=seed, threads=threads)
+
+    monkeypatch.setitem(sys.modules, "my_models", sys.modules[__name__])
+    monkeypatch.setattr(Teller, "selection_metric", "ndcg")
+    maker = SimpleNamespace(events=lambda arm, seed: arm, max_contexts=None)
+    trials = TrialCache("my_models:Teller", [ValidationSplit(Slow(0), maker)], 30.0, lambda *_: None, FitPool(4, 4))
+    first = trials._find_hits
+
+    def kept(index, arm, threads):
+        return np.zeros((3, 0)) if arm.boost == (0.0, 0.0, 0.0) else first(index, arm, threads)
+
+    monkeypatch.setattr(trials, "_find_hits", kept)
+    trials.prepare([replace(REAL, boost=(boost, boost, boost)) for boost in (0.0, 0.5, 1.0, 3.0)])
+    assert len(fits) == 1

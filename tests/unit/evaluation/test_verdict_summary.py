@@ -244,3 +244,15 @@ def test_a_model_that_finds_nothing_and_an_interval_without_end_are_said_plainly
     assert found.effect == "harms"
     assert found.table[0]["real + synthetic over it (95 %)"] == "-100 % (95 %: -100 … ∞)"
     assert [row["method"] for row in found.table] == ["recently popular items", "real events only", "real + synthetic events"]
+
+
+def test_events_that_the_gate_rejects_are_not_said_to_be_applied():
+    """Validation chose them, and the test then measured real events only: a level result is not what a run would give."""
+    told = report(lift(0.0, -1.0, 1.0, "real"), bar=REFUSED | {"passed": True})
+    told["choices"]["als"] |= {"helps": False, "refused": "1 expectation failed: popularity_is_like_the_real_one"}
+    found = summarize_verdict(told)
+    assert found.effect == "refused"
+    assert found.answer.startswith(
+        "Not published: with als, the quality gate rejects the synthetic events. 1 expectation failed"
+    )
+    assert "scalr run generates nothing" in found.next_step

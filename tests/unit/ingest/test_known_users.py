@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 from support.examples import sweep
@@ -12,6 +13,7 @@ from support.examples import sweep
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import BadValue, ColumnNotFound, EmptyInput, NoCommonUsers, SettingsError, UnreadableInput
 from scalr_prod.ingest import ingest
+from scalr_prod.ingest.id_mapping import IdMapping
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 
@@ -182,3 +184,13 @@ def test_whoever_was_forgotten_without_a_pair_stays_away_with_one(project):
     settings = project(pairs={"shop": [1, 2, 3], "films": [70, 2, 90]})
     ingest(settings)
     assert users_of(settings) == ["70", "70", "90"]
+
+
+def test_all_ids_of_a_person_are_found_from_any_of_them():
+    """Two source ids stand for one target id: erasing by one of them is erasing the person."""
+    pairs = pa.table({"source": ["5", "6", "7"], "target": ["t", "t", "w"]})
+    mapping = IdMapping("pairs.csv", pairs=[pairs])
+    for asked in ("t", "source:5", "source:6"):
+        assert {asked, *mapping.equivalent_ids([asked])} == {"t", "source:5", "source:6"}
+    assert mapping.equivalent_ids(["w"]) == ["source:7"]
+    assert mapping.equivalent_ids(["unknown"]) == []

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from scalr_prod.apps.cli import app
 from scalr_prod.config.settings import load_settings
-from scalr_prod.errors import BadValue, EmptyInput, ScalrError, SettingsError
+from scalr_prod.errors import BadValue, CommitFailed, EmptyInput, ScalrError, SettingsError
 from scalr_prod.histories import build_histories
-from scalr_prod.ingest import ingest
+from scalr_prod.ingest import append, ingest
 from scalr_prod.lake import Lake
 from scalr_prod.lake.corrections import Correction, corrections_since
 from scalr_prod.schemas import Table
@@ -532,3 +532,22 @@ def test_the_errors_are_the_projects_own(project):
     with pytest.raises(ScalrError) as caught:
         ingest(project(log(plain() * 2)))
     assert 'duplicates = "drop" or "keep"' in caught.value.next_step
+
+
+def test_a_user_who_is_erased_while_a_commit_is_made_again_does_not_return(project, monkeypatch):
+    """An erasure commits to the table, so that the attempt under way fails, and the next one looks at the list again."""
+    settings = project(log(plain()))
+    ingest(settings)
+    write = append.AppendMissing._write_files
+
+    def erase_first(self, *arguments):
+        monkeypatch.undo()
+        with SuppressionList.open_for_update(settings) as erased:
+            erased.add(SuppressedId(erased.digest("late"), datetime.now(UTC)))
+        self.lake.set_description(self.table, "{}", key="erasure")
+        return write(self, *arguments)
+
+    monkeypatch.setattr(append.AppendMissing, "_write_files", erase_first)
+    with pytest.raises(CommitFailed, match="erased while the logs were read"):
+        ingest(project(log([*plain(), ("late", "s1", 3)])))
+    assert "late" not in {row["user_id"] for row in held(settings)}

@@ -12,6 +12,7 @@ from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import BadValue, EmptyInput
 from scalr_prod.histories import are_histories_current, build_histories
 from scalr_prod.ingest import ingest
+from scalr_prod.ingest.pipeline import IngestPipeline
 from scalr_prod.lake import Lake
 from scalr_prod.lake.corrections import corrections_since, stale_since
 from scalr_prod.schemas import Table
@@ -190,3 +191,19 @@ def test_an_event_id_that_moves_into_the_window_is_refused_and_nothing_changes(p
     assert (report.rows_added, report.rows_removed, report.rows) == (1, 1, len(named))
     ids = Lake.open(settings).read(Table.SOURCE_EVENTS).column("event_id").to_pylist()
     assert sorted(ids) == sorted(named["id"])
+
+
+def test_catalogues_of_all_domains_are_committed_before_any_event(project, monkeypatch):
+    order = []
+    for name in ("commit_catalogue", "commit"):
+        done = getattr(IngestPipeline, name)
+        monkeypatch.setattr(
+            IngestPipeline,
+            name,
+            lambda self, place, done=done, name=name, **more: order.append((name, place)) or done(self, place, **more),
+        )
+    settings = project()
+    ingest(settings)
+    ingest(settings, replace=NOON_3)
+    once = [(name, place) for name in ("commit_catalogue", "commit") for place in ("source", "target")]
+    assert order == once * 2

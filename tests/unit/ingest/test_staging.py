@@ -115,3 +115,18 @@ def test_files_are_divided_by_their_size_and_every_row_is_read_once(tmp_path, mo
             for at, user in enumerate(each.rows[0].to_pylist())
         ]
         assert sorted(found) == sorted(whole)
+
+
+def test_tasks_are_in_the_order_of_the_files_names(tmp_path, monkeypatch):
+    """The last version of an event without a creation time wins, so that a later file may not be read before an earlier one."""
+    monkeypatch.setattr(files, "_SECONDS_PER_BYTE", {"parquet": 1.0})
+    for name, rows in (("a", 10), ("b", 300), ("c", 10)):
+        pq.write_table(
+            pa.table({"user_id": [f"u{number}" for number in range(rows)]}), tmp_path / f"{name}.parquet", row_group_size=50
+        )
+    for size in ("_LEAST_TASK_S", "_MOST_TASK_S"):
+        monkeypatch.setattr(files, size, 2.5 * (tmp_path / "a.parquet").stat().st_size)
+    planned = FilesReader().plan(LogSource(str(tmp_path), ColumnSelection(("user_id",), "x")))
+    names = [file.url.rpartition("/")[2] for task in planned for file in task.files]
+    assert names == sorted(names)
+    assert names.count("b.parquet") > 1

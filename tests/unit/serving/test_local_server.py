@@ -96,3 +96,21 @@ def test_a_second_machine_does_not_replace_a_server_that_the_first_uses(launched
         assert process.triton_status(settings).detail == f"it was started on {record.host}"
     with server_user(settings):  # the first machine has finished, or was killed
         pass
+
+
+def test_a_watchdog_outlives_a_probe_that_fails(monkeypatch, caplog):
+    """Such as a shared home that does not answer for a moment: a server that is lost later is restarted all the same."""
+    from scalr_prod.serving.local_server import watchdog
+
+    answers = [OSError(116, "Stale file handle"), None]
+
+    def read_record(settings):
+        answer = answers.pop(0)
+        if answer is not None:
+            raise answer
+
+    monkeypatch.setattr(watchdog, "_PROBE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(watchdog, "read_record", read_record)
+    watchdog._Watchdog(None, 1).run()
+    assert not answers
+    assert "could not be probed" in caplog.text

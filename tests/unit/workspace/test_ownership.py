@@ -336,3 +336,30 @@ def test_a_server_makes_what_shortlists_need_where_runs_draw_from_them(logs, tmp
     write_config(settings, [])
     config = (tmp_path / "models" / settings.served_model / "config.pbtxt").read_text()
     assert f'parameters: {{ key: "shortlists" value: {{ string_value: "{said}" }} }}' in config
+
+
+def test_of_two_first_marks_the_first_stays(tmp_path, monkeypatch):
+    """Another process writes its mark between this one's look and its write."""
+    from scalr_prod.core import directory_marker
+
+    read, others = directory_marker._read, []
+
+    def then_another(folder):
+        found = read(folder)
+        if not others:
+            others.append("written")
+            others.append(directory_marker.ensure_marker(folder, "theirs"))
+        return found
+
+    monkeypatch.setattr(directory_marker, "_read", then_another)
+    assert directory_marker.ensure_marker(tmp_path, "mine") == others[1] == read(tmp_path)
+
+
+def test_an_invalid_mark_is_replaced(tmp_path):
+    from scalr_prod.core.directory_marker import ensure_marker, read_marker
+
+    ensure_marker(tmp_path, "first")
+    (mark,) = tmp_path.iterdir()
+    mark.write_text("{")
+    assert ensure_marker(tmp_path, "second") == read_marker(tmp_path)
+    assert read_marker(tmp_path).project == "second"
