@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from scalr_prod.core.timestamps import DAY_US
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -94,7 +96,7 @@ def _events(rng: np.random.Generator, taste: np.ndarray) -> pa.Table:
 
     user = rng.integers(0, _USERS, _EVENTS)
     item = (taste[user] + rng.integers(0, 4, _EVENTS)) % _ITEMS
-    times = 1_700_000_000_000_000 + np.sort(rng.integers(0, _DAYS * 86_400_000_000, _EVENTS))
+    times = 1_700_000_000_000_000 + np.sort(rng.integers(0, _DAYS * DAY_US, _EVENTS))
     return pa.table(
         {
             "user_id": [f"user {number}" for number in user],

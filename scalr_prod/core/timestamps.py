@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+#: Microseconds of a day.
+DAY_US: Final = 86_400_000_000
+
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 

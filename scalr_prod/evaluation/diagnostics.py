@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from scalr_prod.evaluation.interactions import DAY_MICROS
+from scalr_prod.core.timestamps import DAY_US
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -99,7 +99,7 @@ def _detector_auc(
         event_count = np.bincount(events.user, minlength=events.n_users)[events.user]
         features = [np.log1p(popularity[events.item]), np.log1p(event_count)]
         if with_time:
-            features.append((events.until - events.time) / DAY_MICROS)
+            features.append((events.until - events.time) / DAY_US)
         columns.append(np.stack(features, axis=1))
     size = min(map(len, columns))
     balanced = [part[rng.permutation(len(part))[:size]] for part in columns]

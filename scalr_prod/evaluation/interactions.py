@@ -8,18 +8,16 @@ docs/guides/evaluation.md for a complete example in under twenty lines.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
+
+from scalr_prod.core.timestamps import DAY_US
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-
-
-#: Microseconds per day.
-DAY_MICROS: Final = 86_400_000_000
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class Interactions:
         Returns:
             The same rows with decayed weights.
         """
-        age = (self.until - self.time) / DAY_MICROS
+        age = (self.until - self.time) / DAY_US
         factor = np.where(self.in_history(), np.exp2(-age / half_life_days), 1.0)
         return replace(self, weight=(self.weight * factor).astype(np.float32))
 

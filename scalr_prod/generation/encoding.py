@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.core.timestamps import column_to_micros
+from scalr_prod.core.timestamps import DAY_US, column_to_micros
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.translator import PADDING, ConsumedItems
 from scalr_prod.workspace import has_consent_sql, not_held_out_sql
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 #: History columns of the point-in-time join.
 HISTORY_ITEMS: Final = "source_user_history__item_ids"
 HISTORY_TIMES: Final = "source_user_history__event_timestamps"
-
-_DAY_US: Final = 86_400_000_000
 
 
 def count_contexts(
@@ -91,7 +89,7 @@ def encode_histories(
     indices = np.full((rows, length), PADDING, dtype=np.int32)
     ages = np.zeros((rows, length), dtype=np.float32)
     indices[row[inside], column[inside]] = vocabulary.source_index(items)[inside]
-    ages[row[inside], column[inside]] = (source_times[row] - times)[inside] / _DAY_US
+    ages[row[inside], column[inside]] = (source_times[row] - times)[inside] / DAY_US
     indices[:, -1] = vocabulary.source_index(own_item)
     return indices, ages
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from scalr_prod.core.delta_log import arrow_schema, diff_files, row_count
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.progress import track
+from scalr_prod.core.timestamps import DAY_US
 from scalr_prod.errors import CommitFailed
 from scalr_prod.histories.full_build import TableBuild, write_all_rows
 from scalr_prod.histories.incremental import BuildRecord, EventsTable, find_new_events, sort_new_events
-from scalr_prod.histories.row_stream import DAY_US, RowStream, late_step_us, row_limit
+from scalr_prod.histories.row_stream import RowStream, late_step_us, row_limit
 from scalr_prod.lake import CommitMetadata, Lake, check_domains, commit_record, corrections_since
 from scalr_prod.schemas import Table
 from scalr_prod.workspace import SuppressionList, open_duckdb, staging_folder

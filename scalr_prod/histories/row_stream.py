@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from scalr_prod.core.timestamps import DAY_US
 from scalr_prod.errors import LakeError
 from scalr_prod.histories.knowledge_time import HistoryRows, KeyBatch
 from scalr_prod.schemas import Table
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from scalr_prod.errors import ScalrError
 
 
-DAY_US = 86_400_000_000
 _NEVER = np.iinfo(np.int64).max
 #: If all events became known late and out of order, rows grow with the square of events: fail before the disk is full.
 _ROWS_PER_EVENT = 20

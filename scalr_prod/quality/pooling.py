@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.delta_log import file_time_bounds, files_dataset
-from scalr_prod.core.timestamps import micros_to_datetime, to_micros
+from scalr_prod.core.timestamps import DAY_US, micros_to_datetime, to_micros
 from scalr_prod.quality.audit import ACCEPTED_EVENTS
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.workspace import timestamp_literal
@@ -27,7 +27,7 @@ POOLED_FIGURES: Final = ("bucket_distance", "max_item_excess", "effective_items_
 #: Number of earlier events from which on no more are read.
 _MAX_EVENTS: Final = 100_000
 #: How long before the window events are pooled at most.
-_MAX_AGE_US: Final = 3_650 * 86_400 * 1_000_000
+_MAX_AGE_US: Final = 3_650 * DAY_US
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from scalr_prod.core.timestamps import micros_to_datetime, to_micros
+from scalr_prod.core.timestamps import DAY_US, micros_to_datetime, to_micros
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     Level = Callable[[int], "Period"]
-
-
-DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True, order=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from scalr_prod.core.file_systems import link_or_copy
-from scalr_prod.core.timestamps import iso_to_micros, micros_to_datetime
+from scalr_prod.core.timestamps import DAY_US, iso_to_micros, micros_to_datetime
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.training_set.manifest import check_file, list_versions, read_manifest
-from scalr_prod.training_set.periods import DAY_US, Period, enclosing_periods, merge_horizon, merge_periods
+from scalr_prod.training_set.periods import Period, enclosing_periods, merge_horizon, merge_periods
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

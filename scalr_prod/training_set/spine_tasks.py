@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from scalr_prod.compute import load_segments, read_segments, write_segments, write_tables
-from scalr_prod.core.timestamps import micros_to_datetime, to_micros
+from scalr_prod.core.timestamps import DAY_US, micros_to_datetime, to_micros
 from scalr_prod.features import ViewWindow, stream_window
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.training_set.negatives import KnownItems, draw_user_negatives, item_times_sql
-from scalr_prod.training_set.periods import DAY_US, Period, utc_day
+from scalr_prod.training_set.periods import Period, utc_day
 from scalr_prod.training_set.previous_version import PartitionStatistics
 from scalr_prod.training_set.row_weights import weight_sql
 from scalr_prod.training_set.spine import KEYS, LABEL_COLUMNS, SpineChunk

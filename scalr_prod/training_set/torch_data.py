@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from scalr_prod.core.timestamps import DAY_US
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 
@@ -49,7 +50,6 @@ INPUT_COLUMNS: Final = (
     *(f"{domain}_user_history__{name}" for domain, _ in _HISTORIES for name in ("item_ids", "event_timestamps")),
     *NUMERIC_FEATURES,
 )
-_DAY_US: Final = 86_400_000_000
 #: Size of a stream's shuffle buffer in rows, rounded up to row groups.
 _SHUFFLED_ROWS: Final = 65_536
 
@@ -78,7 +78,7 @@ def encode_rows(rows: pa.Table, vocabulary: IdVocabulary, length: int) -> Batch:
         history = np.zeros((rows.num_rows, length), np.int64)
         history[where] = vocabulary.encode(kind, _flatten(items))[flat]
         ages = np.zeros((rows.num_rows, length), np.float32)
-        ages[where] = (label_time[where[0]] - _micros(_flatten(stamps))[flat]) / _DAY_US
+        ages[where] = (label_time[where[0]] - _micros(_flatten(stamps))[flat]) / DAY_US
         batch[f"{domain}_history"], batch[f"{domain}_ages"] = history, ages
     batch["numeric"] = np.stack([_numeric(rows, name, label_time) for name in NUMERIC_FEATURES], axis=1)
     return batch
@@ -255,5 +255,5 @@ def _numeric(rows: pa.Table, name: str, label_time: NDArray[np.int64]) -> NDArra
     if pa.types.is_timestamp(column.type):
         found = pc.is_valid(column).to_numpy()
         seen = pc.fill_null(column.cast(pa.int64()), 0).to_numpy()
-        return np.where(found, (label_time - seen) / _DAY_US, 0).astype(np.float32)
+        return np.where(found, (label_time - seen) / DAY_US, 0).astype(np.float32)
     return pc.fill_null(column, 0).to_numpy().astype(np.float32)  # type: ignore[no-any-return]  # pyarrow is untyped

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from scalr_prod.core.timestamps import DAY_US
 from scalr_prod.translator.context_batch import ContextBatch
 from scalr_prod.translator.data.contexts import ConsumedItems
 from scalr_prod.translator.estimators import has_log_score, has_product_score, popularity
@@ -43,7 +44,7 @@ _MIN_BLOCK_SIZE, _MAX_BLOCK_SIZE = 64, 2048
 _TIMES, _HISTORIES = 16, 1024
 #: Dimensions kept for the tree, number of items that their principal axes are computed from, and steps of the power iteration.
 _DIMENSIONS, _SAMPLED_ITEMS, _POWER_STEPS = 32, 20_000, 6
-_WEEK_US: Final = 7 * 86_400_000_000
+_WEEK_US: Final = 7 * DAY_US
 #: Scores are rounded to this before sorting, so that rounding errors, which depend on the batch, do not decide between equal scores.
 _SCORE_PRECISION: Final = 2.0**-30
 #: Maximum size of the cache of weekly popularity, in bytes; the least recently used weeks are dropped.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from scalr_prod.core.timestamps import DAY_US
 from scalr_prod.errors import BadValue
 from scalr_prod.ingest import CellOrigin, IdParser, TimestampParser, select_column
 
@@ -40,9 +41,8 @@ _DEVIATIONS: Final = 5.0
 _WIDEST: Final = 10_000_000
 #: Variation of the counts of neighbouring integers, 1 for Poisson counts, below which they are a measurement's.
 _SMOOTH: Final = 1.5
-_DAY: Final = 86_400_000_000
 #: Shortest time of a log in which orders and sessions can be told from users, and their share that has to lie within a day.
-_LONG_LOG: Final = 10 * _DAY
+_LONG_LOG: Final = 10 * DAY_US
 _BRIEF: Final = 0.9
 _DECIMAL: Final = r"^-?\d+[.,]\d+$"
 _WHOLE: Final = r"^(0|-?[1-9]\d{0,17})$"
@@ -355,7 +355,7 @@ class LogProfile:
         np.minimum.at(first, codes, times)
         np.maximum.at(last, codes, times)
         spans = (last - first)[np.bincount(codes, minlength=len(first)) > 1]
-        return len(spans) >= _REPEATED and float((spans < _DAY).mean()) >= _BRIEF
+        return len(spans) >= _REPEATED and float((spans < DAY_US).mean()) >= _BRIEF
 
     def is_never_later(self, first: str, second: str) -> bool:
         """Return whether the first of two time columns is in no row later than the second, to the day if either holds days."""
@@ -364,7 +364,7 @@ class LogProfile:
             return False
         known = right.codes >= 0
         gap = right.times.micros[right.codes[known]] - left.times.micros[left.codes[known]]
-        slack = _DAY if left.times.days_only or right.times.days_only else 0
+        slack = DAY_US if left.times.days_only or right.times.days_only else 0
         return bool((gap >= -slack).all())
 
     def is_sorted(self, name: str) -> bool:
@@ -480,4 +480,4 @@ def _times(distinct: pa.Array, origin: CellOrigin, zone: str) -> TimeSpan | None
     if micros.min() < low or micros.max() >= high:
         return None
     form = parsed.format or (f"{_UNIT_NAMES[parser.unit]} since 1970" if parser.unit else "times")
-    return TimeSpan(micros, form, parser.unit is not None, bool((micros % _DAY == 0).all()))
+    return TimeSpan(micros, form, parser.unit is not None, bool((micros % DAY_US == 0).all()))

@@ -33,22 +33,22 @@ class FeatureRankerHyperparameters:
     """Hyperparameters of `FeatureRanker`.
 
     Attributes:
-        trees: Boosting rounds.
-        leaves: Leaves per tree.
-        rate: Learning rate.
+        num_trees: Boosting rounds.
+        num_leaves: Leaves per tree.
+        learning_rate: Learning rate.
         negatives: Negatives per positive that the probabilities are calibrated for.
-        drawn: Negatives that are sampled per observed positive, weighted to count as ``negatives``. For a synthetic event, of which there
-            are many, one is sampled.
-        smallest: Minimum sum of weight × p (1 - p) in a leaf; so rows count by their weight, synthetic rows by λ.
+        sampled_negatives: Negatives that are sampled per observed positive, weighted to count as ``negatives``. For a synthetic event,
+            of which there are many, one is sampled.
+        min_sum_hessian: Minimum sum of weight × p (1 - p) in a leaf; so rows count by their weight, synthetic rows by λ.
         threads: Threads of LightGBM.
     """
 
-    trees: int = 200
-    leaves: int = 31
-    rate: float = 0.05
+    num_trees: int = 200
+    num_leaves: int = 31
+    learning_rate: float = 0.05
     negatives: int = 10
-    drawn: int = 4
-    smallest: float = 100.0
+    sampled_negatives: int = 4
+    min_sum_hessian: float = 100.0
     threads: int = 1
 
 
@@ -62,9 +62,9 @@ class FeatureRanker:
     Hyperparameters: Final = FeatureRankerHyperparameters
     #: Hyperparameters tuned on validation for real events only, one after the other.
     search_space: Final = (
-        Hyperparameter("smallest", (100.0, 300.0), low=1.0),
-        Hyperparameter("leaves", (31, 15), step=2.0, low=4, high=255, is_integer=True),
-        Hyperparameter("trees", (200, 100), step=2.0, low=10, high=800, is_integer=True),
+        Hyperparameter("min_sum_hessian", (100.0, 300.0), low=1.0),
+        Hyperparameter("num_leaves", (31, 15), step=2.0, low=4, high=255, is_integer=True),
+        Hyperparameter("num_trees", (200, 100), step=2.0, low=10, high=800, is_integer=True),
         HALF_LIFE,
     )
 
@@ -76,9 +76,9 @@ class FeatureRanker:
     def __init__(self, hyperparameters: FeatureRankerHyperparameters) -> None:
         self.hyperparameters, self.negatives = hyperparameters, hyperparameters.negatives
         self._options = boosting_options(
-            leaves=hyperparameters.leaves,
-            rate=hyperparameters.rate,
-            smallest=hyperparameters.smallest,
+            num_leaves=hyperparameters.num_leaves,
+            learning_rate=hyperparameters.learning_rate,
+            min_sum_hessian=hyperparameters.min_sum_hessian,
             threads=hyperparameters.threads,
         )
         self._options |= {"feature_fraction": 0.8, "bagging_fraction": 0.8, "bagging_freq": 1}
@@ -86,13 +86,14 @@ class FeatureRanker:
     def fit(self, events: Interactions, *, seed: int) -> None:
         """Train; without rows to train on, such as without observed events, every pair gets the base rate."""
         lightgbm = load_lightgbm()
-        drawn = self.hyperparameters.drawn
+        n_sampled = self.hyperparameters.sampled_negatives
         self._trees = None
         self._shortlist_logits: dict[bytes, NDArray[np.float32]] = {}
         self._log = FeatureLog.from_events(events)
         observed = events.in_history()
         real = events.take(observed)
-        parts = [self._log.observed_rows(drawn).with_weights(real.weight[canonical_order(real)], self.negatives / drawn)]
+        observed_rows = self._log.observed_rows(n_sampled)
+        parts = [observed_rows.with_weights(real.weight[canonical_order(real)], self.negatives / n_sampled)]
         if not observed.all():
             synthetic = events.take(~observed)
             parts.append(self._log.synthetic_rows(synthetic).with_weights(synthetic.weight, self.negatives))
@@ -104,7 +105,7 @@ class FeatureRanker:
             )
             return
         data = lightgbm.Dataset(rows.features[used], rows.label[used], weight=rows.weight[used], feature_name=list(FEATURES))
-        self._trees = lightgbm.train(self._options | {"seed": seed}, data, self.hyperparameters.trees)
+        self._trees = lightgbm.train(self._options | {"seed": seed}, data, self.hyperparameters.num_trees)
 
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return logits of each user's shortlist, with all other items below by popularity: [B, n_items]."""
@@ -148,14 +149,14 @@ class FeatureRanker:
         return np.asarray(self._trees.predict(features, raw_score=True), np.float32)
 
 
-def boosting_options(*, leaves: int, rate: float, smallest: float, threads: int) -> dict[str, Any]:
+def boosting_options(*, num_leaves: int, learning_rate: float, min_sum_hessian: float, threads: int) -> dict[str, Any]:
     """Return LightGBM options for weighted log loss and deterministic trees."""
     return {
         "objective": "binary",
-        "num_leaves": leaves,
-        "learning_rate": rate,
+        "num_leaves": num_leaves,
+        "learning_rate": learning_rate,
         "min_data_in_leaf": 1,
-        "min_sum_hessian_in_leaf": smallest,
+        "min_sum_hessian_in_leaf": min_sum_hessian,
         "deterministic": True,
         "force_row_wise": True,
         "num_threads": threads,

@@ -102,7 +102,7 @@ def train(
     losses: Iterable[torch.Tensor],
     *,
     rate: float,
-    decay: float,
+    weight_decay: float,
     steps: int,
     clip: float | None = None,
 ) -> None:
@@ -113,11 +113,11 @@ def train(
         users: The user vectors.
         losses: Loss of each batch, computed lazily with the weights of the previous step.
         rate: Maximum learning rate.
-        decay: Weight decay of the network.
+        weight_decay: Weight decay of the network.
         steps: Number of losses.
         clip: Maximum gradient norm of the network; None: no clipping.
     """
-    optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=decay, fused=True)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1)
     net.train()
     for loss in losses:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from scalr_prod.evaluation.interactions import DAY_MICROS
+from scalr_prod.core.timestamps import DAY_US
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,7 +35,7 @@ class RecentPopularity:
         """Count decayed events in float64, so that tiny weights of old events still order items without newer ones."""
         observed = events.take(events.in_history())
         # Ages are capped at 200 half-lives, since weights of older events would underflow.
-        age = np.minimum((observed.until - observed.time) / DAY_MICROS / self.half_life, 200.0)
+        age = np.minimum((observed.until - observed.time) / DAY_US / self.half_life, 200.0)
         count = np.bincount(observed.item, weights=observed.weight * np.exp2(-age), minlength=events.n_items)
         self._count = count
         order = np.argsort(-count, kind="stable")

@@ -107,7 +107,7 @@ class SasRec:
             for users in _batches(rows, count, config.batch, rng)
         )
         steps = config.epochs * batches
-        train(self._net, self._user_vectors, losses, rate=_LEARNING_RATE, decay=1e-3, steps=steps, clip=1.0)
+        train(self._net, self._user_vectors, losses, rate=_LEARNING_RATE, weight_decay=1e-3, steps=steps, clip=1.0)
 
     @torch.inference_mode()
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:

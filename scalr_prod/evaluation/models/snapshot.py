@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.evaluation.interactions import DAY_MICROS
+from scalr_prod.core.timestamps import DAY_US
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +57,7 @@ class Snapshot:
         target = events.take(observed)
         self.n_items = events.n_items
         self._user_items = _interaction_sets(target)
-        age = (at - target.time) / DAY_MICROS
+        age = (at - target.time) / DAY_US
         counts = [np.bincount(target.item, np.exp2(-age / half_life), self.n_items) for half_life in _HALF_LIVES]
         self.known: NDArray[np.bool_] = counts[-1] > 0
         self.log_popularity = np.log([count / max(count.mean(), 1e-300) + _PRIOR for count in counts]).astype(np.float32)
@@ -68,7 +68,7 @@ class Snapshot:
             users += [np.zeros(events.n_users, np.float32), np.full(events.n_users, np.nan, np.float32)]
         else:
             source = events.source.take(events.source.in_history() & (events.source.time < at))
-            users += _user_features(source, (at - source.time) / DAY_MICROS)
+            users += _user_features(source, (at - source.time) / DAY_US)
             self._similar.insert(0, (_unit_idf_rows(_interaction_sets(source)), (1.0, 2.0)))
         self._users = np.stack(users, axis=1)
 

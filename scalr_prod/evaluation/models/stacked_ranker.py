@@ -45,33 +45,35 @@ class StackedRankerHyperparameters:
     """Hyperparameters of `StackedRanker`.
 
     Attributes:
-        smallest: Option of the feature ranker (see `FeatureRanker`).
+        min_sum_hessian: Option of the feature ranker (see `FeatureRanker`).
         factors: Option of the factorisation (see `ImplicitAls`).
         alpha: Option of the factorisation.
         regularization: Option of the factorisation.
-        trees: Boosting rounds on top of the feature ranker's logits; 0 is the feature ranker alone.
-        leaves: Leaves per stacking tree.
-        rate: Learning rate of the stacking trees.
-        least: Minimum sum of weight × p (1 - p) in a leaf of a stacking tree.
+        stacking_trees: Boosting rounds on top of the feature ranker's logits; 0 is the feature ranker alone.
+        stacking_leaves: Leaves per stacking tree.
+        stacking_rate: Learning rate of the stacking trees.
+        stacking_min_sum_hessian: Minimum sum of weight × p (1 - p) in a leaf of a stacking tree.
         negatives: Negatives per positive; probabilities are calibrated for this ratio.
         threads: Threads of both libraries.
     """
 
-    smallest: float = 100.0
+    min_sum_hessian: float = 100.0
     factors: int = 64
     alpha: float = 40.0
     regularization: float = 1.0
-    trees: int = 100
-    leaves: int = 8
-    rate: float = 0.05
-    least: float = 100.0
+    stacking_trees: int = 100
+    stacking_leaves: int = 8
+    stacking_rate: float = 0.05
+    stacking_min_sum_hessian: float = 100.0
     negatives: int = 10
     threads: int = 1
 
     @property
     def ranker(self) -> FeatureRankerHyperparameters:
         """Hyperparameters of the feature ranker."""
-        return FeatureRankerHyperparameters(smallest=self.smallest, negatives=self.negatives, threads=self.threads)
+        return FeatureRankerHyperparameters(
+            min_sum_hessian=self.min_sum_hessian, negatives=self.negatives, threads=self.threads
+        )
 
     @property
     def als(self) -> AlsHyperparameters:
@@ -89,10 +91,10 @@ class StackedRanker:
     Hyperparameters: Final = StackedRankerHyperparameters
     #: Hyperparameters tuned on validation for real events only, one after the other.
     search_space: Final = (
-        Hyperparameter("smallest", (100.0, 300.0), low=1.0),
-        Hyperparameter("least", (100.0, 300.0), low=1.0),
+        Hyperparameter("min_sum_hessian", (100.0, 300.0), low=1.0),
+        Hyperparameter("stacking_min_sum_hessian", (100.0, 300.0), low=1.0),
         *ImplicitAls.search_space,
-        Hyperparameter("trees", (100, 0), step=2.0, high=400, is_integer=True),
+        Hyperparameter("stacking_trees", (100, 0), step=2.0, high=400, is_integer=True),
     )
 
     #: Tuned by its probabilities rather than its rankings.
@@ -106,9 +108,9 @@ class StackedRanker:
     def __init__(self, hyperparameters: StackedRankerHyperparameters) -> None:
         self.hyperparameters, self.negatives = hyperparameters, hyperparameters.negatives
         self._options = boosting_options(
-            leaves=hyperparameters.leaves,
-            rate=hyperparameters.rate,
-            smallest=hyperparameters.least,
+            num_leaves=hyperparameters.stacking_leaves,
+            learning_rate=hyperparameters.stacking_rate,
+            min_sum_hessian=hyperparameters.stacking_min_sum_hessian,
             threads=hyperparameters.threads,
         )
 
@@ -125,7 +127,7 @@ class StackedRanker:
         self._ranker = self._fit_ranker(real, seed)
         self._als = self._fit_als(events, seed)
         self._trees = None
-        if events.before is None or not self.hyperparameters.trees:
+        if events.before is None or not self.hyperparameters.stacking_trees:
             return
         before = _observed_target_events(events.before)
         rows = self._labelled_rows(real, before)
@@ -136,7 +138,7 @@ class StackedRanker:
         users, user_index = np.unique(rows.user, return_inverse=True)
         scores = self._pair_scores(als, users, user_index, rows.item)
         data = lightgbm.Dataset(np.column_stack([rows.features, logit, scores]), rows.label, init_score=logit)
-        self._trees = lightgbm.train(self._options | {"seed": seed}, data, self.hyperparameters.trees)
+        self._trees = lightgbm.train(self._options | {"seed": seed}, data, self.hyperparameters.stacking_trees)
 
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return logits of each user's shortlist, with all other items below by popularity: [B, n_items]."""

@@ -45,7 +45,7 @@ class TwoTowerHyperparameters:
         negatives: Negatives per positive.
         length: Maximum number of a user's last events in the user tower.
         dropout: Dropout of the user tower.
-        decay: Weight decay (AdamW).
+        weight_decay: Weight decay of AdamW.
         threads: Threads of torch.
     """
 
@@ -55,7 +55,7 @@ class TwoTowerHyperparameters:
     negatives: int = 10
     length: int = 50
     dropout: float = 0.1
-    decay: float = 0.3
+    weight_decay: float = 0.3
     threads: int = 1
 
 
@@ -68,7 +68,7 @@ class TwoTower:
 
     Hyperparameters: Final = TwoTowerHyperparameters
     #: Hyperparameters tuned on validation for real events only, one after the other.
-    search_space: Final = (Hyperparameter("decay", (1.0, 0.3, 3.0)), HALF_LIFE, EPOCHS)
+    search_space: Final = (Hyperparameter("weight_decay", (1.0, 0.3, 3.0)), HALF_LIFE, EPOCHS)
 
     def __init__(self, hyperparameters: TwoTowerHyperparameters) -> None:
         self.hyperparameters, self.negatives = hyperparameters, hyperparameters.negatives
@@ -93,7 +93,8 @@ class TwoTower:
         losses = (
             self._loss(users) for _ in range(config.epochs) for users in rows[torch.randperm(len(rows))].split(config.batch)
         )
-        train(self._net, self._user_vectors, losses, rate=_LEARNING_RATE, decay=config.decay, steps=config.epochs * batches)
+        steps = config.epochs * batches
+        train(self._net, self._user_vectors, losses, rate=_LEARNING_RATE, weight_decay=config.weight_decay, steps=steps)
 
     @torch.inference_mode()
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:

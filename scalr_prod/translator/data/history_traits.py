@@ -23,6 +23,7 @@ import torch
 
 from scalr_prod.core.memmap import iter_row_slices
 from scalr_prod.core.memory import release_memory
+from scalr_prod.core.timestamps import DAY_US
 from scalr_prod.translator.estimators.popularity import DECAYED_COUNTS, decayed_counts
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ _MAX_PASSES: Final = 64
 _LOOKUP_BATCH: Final = 16_384
 #: Traits are clipped to this many standard deviations.
 _MAX_DEVIATIONS: Final = 3.0
-_DAY_US: Final = 86_400_000_000
 #: Counts exclude this many microseconds before an event: ages are float32, so that an event so close may be the event itself.
 SAME_EVENT_US: Final = 300_000_000
 #: Ages (days) and times (microseconds) are clipped to these limits, within which integer arithmetic cannot overflow.
@@ -176,7 +176,7 @@ def _iter_sorted_by_item(
 def raw_traits(parameters: Parameters, batch: ContextBatch, dtype: Any = torch.float32) -> torch.Tensor:
     """Compute each context's traits before standardization: [B, 6] in ``dtype``; NaN if the history holds no known item."""
     known = batch.items > 0
-    age = (batch.ages.double().clamp(0, MAX_AGE_DAYS) * _DAY_US).long()
+    age = (batch.ages.double().clamp(0, MAX_AGE_DAYS) * DAY_US).long()
     values = _relative_log_counts(parameters, batch.items, batch.history_end[:, None].clamp(min=MIN_TIME_US) - age, dtype)
     length = known.sum(1, keepdim=True).to(dtype)
     mean = (values * known[..., None]).sum(1) / length
@@ -211,7 +211,7 @@ def _log_counts(parameters: Parameters, items: torch.Tensor, time: torch.Tensor,
     last = torch.searchsorted(key, items * (len(times) + 1) + torch.searchsorted(times, time - SAME_EVENT_US)) - 1
     has_events = last >= parameters["start"][items]
     last = last.clamp(min=0)
-    age = (time - times[key[last] % (len(times) + 1)]).to(dtype) / _DAY_US
+    age = (time - times[key[last] % (len(times) + 1)]).to(dtype) / DAY_US
     logs = []
     for name, (half_life, added) in DECAYED_COUNTS.items():
         count = parameters[name][last].to(dtype) * 0.5 ** (age / half_life)
@@ -254,7 +254,7 @@ def _stored_positions(item: NDArray[Any], time: NDArray[np.int64], number: NDArr
         time: int64 [E], ascending within an item.
         number: int64 [E]. Number of each event among its item's events, from 1.
     """
-    moment = np.where(number <= _MAX_EXACT_EVENTS, time, time // _DAY_US)
+    moment = np.where(number <= _MAX_EXACT_EVENTS, time, time // DAY_US)
     is_last = np.ones(len(item), dtype=bool)
     is_last[:-1] = (item[1:] != item[:-1]) | (moment[1:] != moment[:-1])
     return np.flatnonzero(is_last)

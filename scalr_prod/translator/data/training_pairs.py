@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 import numpy as np
 
 from scalr_prod.core.memmap import drop_pages, iter_row_slices
+from scalr_prod.core.timestamps import DAY_US
 from scalr_prod.errors import TranslatorError
 from scalr_prod.translator.data.contexts import ConsumedItems, Contexts
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 #: An estimator's tensors, by name.
 Parameters: TypeAlias = "dict[str, torch.Tensor]"
 
-_DAY_US = 86_400_000_000
 #: Histories read at a time.
 _HISTORY_BATCH: Final = 16_384
 #: Users whose source events are read at a time.
@@ -335,7 +335,7 @@ def contexts_and_labels(
         valid, items[batch] = history >= 0, index
         # Ages are relative to the history's last event, as in a run.
         last = log.source.time[history[:, -1]]
-        ages[batch] = np.where(valid, (last[:, None] - log.source.time[history]) / _DAY_US, 0)
+        ages[batch] = np.where(valid, (last[:, None] - log.source.time[history]) / DAY_US, 0)
         end[batch] = np.where(valid[:, -1], last, time[batch])
     contexts = Contexts(
         history_items=items,

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from scalr_prod.core.timestamps import DAY_US
 from scalr_prod.translator.estimators.dot_products import UNIT_ROUNDOFF
 
 if TYPE_CHECKING:
@@ -66,7 +67,6 @@ _MAX_NUMBERS: Final = 2_000_000
 _BATCH_EVENTS: Final = 500_000
 #: Times per row up to which one matrix product per time is faster.
 _MAX_TIMES_PER_ROW: Final = 0.25
-_DAY_US: Final = 86_400_000_000.0
 
 
 def fit(pairs: TrainingSlice, snapshots: int = SNAPSHOTS) -> Parameters:
@@ -140,7 +140,7 @@ def decayed_counts(
     total = np.ones(len(item)) if weight is None else weight.astype(np.float64)
     step, remaining = 1, np.flatnonzero(number > 1)
     while len(remaining):  # sums over the last 1, 2, 4, … events
-        days = (time[remaining] - time[remaining - step]) / _DAY_US
+        days = (time[remaining] - time[remaining - step]) / DAY_US
         total[remaining] += 0.5 ** (days / half_life) * total[remaining - step]
         step *= 2
         remaining = remaining[number[remaining] > step]
@@ -184,8 +184,8 @@ def log_counts(
     event, owner = _last_events(parameters["next"], begin, before)
     position = owner * parameters["count_marked"].shape[1] + parameters["item"][event]
     # Days in float64, so that a decayed count is off by only a few units in the last place.
-    elapsed = (time - parameters["since"][snapshot]).clamp(min=0).double() / _DAY_US
-    age = (time[owner] - parameters["time"][event]).double() / _DAY_US
+    elapsed = (time - parameters["since"][snapshot]).clamp(min=0).double() / DAY_US
+    age = (time[owner] - parameters["time"][event]).double() / DAY_US
     logs = {}
     for name, (half_life, smoothing) in DECAYED_COUNTS.items():
         counts = parameters[f"{name}_marked"][snapshot].to(dtype)
@@ -212,10 +212,10 @@ def _log_counts_of_items(
     event = torch.cat([key, key.new_full((1,), -span)])[position] - items * span
     since_mark = event >= begin[:, None]
     event = event.clamp(min=0) * since_mark
-    elapsed = (time - parameters["since"][snapshot]).clamp(min=0).double() / _DAY_US
+    elapsed = (time - parameters["since"][snapshot]).clamp(min=0).double() / DAY_US
     age = elapsed[:, None].expand(items.shape)
     if since_mark.any():
-        age = (time[:, None] - parameters["time"][event]).double() / _DAY_US
+        age = (time[:, None] - parameters["time"][event]).double() / DAY_US
     logs = {}
     for name, (half_life, smoothing) in DECAYED_COUNTS.items():
         marked = parameters[f"{name}_marked"][snapshot[:, None], items].to(dtype)
@@ -332,7 +332,7 @@ def _snapshots(
         passed = np.arange(start - every, start)
         last[item[passed]] = passed  # the last of an item's events wins
         known = np.flatnonzero(last >= 0)
-        days = (since[row] - time[last[known]]) / _DAY_US
+        days = (since[row] - time[last[known]]) / DAY_US
         for name, (half_life, _) in DECAYED_COUNTS.items():
             counts[name][row, known] = events[name][last[known]] * 0.5 ** (days / half_life)
     return {"every": np.array([every]), "since": since} | {f"{name}_marked": array for name, array in counts.items()}

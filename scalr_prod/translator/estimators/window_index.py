@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from scalr_prod.core.memmap import drop_pages, iter_row_slices
+from scalr_prod.core.timestamps import DAY_US
 from scalr_prod.translator.devices import to_device
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class WindowIndex:
         items, position, valid = self._items(self.end[rows], self.count[rows])
         time = self.pairs.log.source.time[position]
         begin = time[np.arange(len(rows)), valid.argmax(1)]
-        days = np.where(valid, (time - begin[:, None]) / 86_400_000_000, 0).astype(np.float32)
+        days = np.where(valid, (time - begin[:, None]) / DAY_US, 0).astype(np.float32)
         drop_pages()
         return torch.from_numpy(items.astype(np.int64)), torch.from_numpy(days)
 

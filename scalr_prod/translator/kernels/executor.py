@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 import torch
 
+from scalr_prod.core.timestamps import DAY_US
 from scalr_prod.translator import counter_rng
 from scalr_prod.translator.data.contexts import NO_ITEM
 from scalr_prod.translator.estimators import frequency, has_log_score, has_product_score, popularity
@@ -46,7 +47,6 @@ MAX_DRAWS: Final = 256
 _MIN_REMAINING: Final = 2.0**-4
 #: Rounding error of a key in float64, besides that of its logit, relative to the key.
 _KEY_ROUNDING: Final = 2.0**-48
-_US_A_DAY: Final = 86_400_000_000.0
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class FusedExecutor:
         self._order = np.argsort(where, kind="stable").astype(np.int32)
         begin = np.concatenate([[0], np.cumsum(np.bincount(where, minlength=marks * blocks))])
         self._offset = begin[np.arange(marks)[:, None] * blocks + np.arange(blocks + 1)]
-        self._half_lives = np.array([days * _US_A_DAY for days, _ in popularity.DECAYED_COUNTS.values()])
+        self._half_lives = np.array([days * DAY_US for days, _ in popularity.DECAYED_COUNTS.values()])
         self._added = np.array([added for _, added in popularity.DECAYED_COUNTS.values()], np.float32)
         self._entries: dict[int, tuple[NDArray[np.int32], NDArray[np.float32]]] = {}
 

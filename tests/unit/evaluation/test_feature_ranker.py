@@ -33,7 +33,7 @@ def log():
 
 
 def fitted(events, seed=0, **options):
-    model = make_model("feature_ranker", {"trees": 30, "smallest": 10} | options, threads=1)
+    model = make_model("feature_ranker", {"num_trees": 30, "min_sum_hessian": 10} | options, threads=1)
     model.fit(events, seed=seed)
     return model
 
@@ -84,9 +84,9 @@ def test_items_off_the_shortlist_follow_in_order_of_popularity(log, monkeypatch)
 def test_it_is_calibrated_on_what_it_was_trained_on(log):
     model = fitted(log)
     assert isinstance(model, ProbabilisticModel)
-    rows = model._log.observed_rows(model.hyperparameters.drawn)
+    rows = model._log.observed_rows(model.hyperparameters.sampled_negatives)
     p = 1 / (1 + np.exp(-model.logits(rows.features)))
-    weight = np.where(rows.label, 1, model.negatives / model.hyperparameters.drawn)
+    weight = np.where(rows.label, 1, model.negatives / model.hyperparameters.sampled_negatives)
     assert (weight * p).sum() == pytest.approx(rows.label.sum(), rel=0.05)
     some = log.user[:50].astype(int), log.item[:50].astype(int)
     assert model.probability(*some) == pytest.approx(

@@ -19,7 +19,7 @@ COLD = np.arange(USERS - 60, USERS)
 #: Cold at the earlier instant as well, not any more after it.
 LATE = np.arange(USERS - 140, USERS - 60)
 END, BEFORE = 1000, 700
-OPTIONS = {"smallest": 5, "factors": 16, "least": 5.0}
+OPTIONS = {"min_sum_hessian": 5, "factors": 16, "stacking_min_sum_hessian": 5.0}
 
 
 def events_of(rng, user, items, *, taste=None, begin=0, end=END):
@@ -111,7 +111,7 @@ def test_rows_are_of_what_came_after_the_earlier_instant_and_know_nothing_of_it(
 def test_where_nothing_is_known_of_before_the_feature_ranker_alone_scores(real):
     model = fitted(real.joined([drawn(0)]), None)
     assert np.array_equal(model.score(COLD), model._ranker.score(COLD))
-    distrusted = fitted(real.joined([drawn(0)]), as_of_before(real, drawn(0)), trees=0)
+    distrusted = fitted(real.joined([drawn(0)]), as_of_before(real, drawn(0)), stacking_trees=0)
     assert np.array_equal(distrusted.score(COLD), distrusted._ranker.score(COLD))
     nothing_after = fitted(real, replace(real, until=END))
     assert np.array_equal(nothing_after.score(COLD), nothing_after._ranker.score(COLD))

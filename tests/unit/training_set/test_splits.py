@@ -10,12 +10,13 @@ from conftest import write_toml
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.core.calendar import local_to_utc
+from scalr_prod.core.timestamps import DAY_US
 from scalr_prod.errors import ScalrError, SettingsError, TrainingSetError
 from scalr_prod.pipeline import PipelineContext, steps
 from scalr_prod.training_set import ensure_run_fits_splits
 from scalr_prod.training_set.features import _plan_files
 from scalr_prod.training_set.label_window import LabelWindow
-from scalr_prod.training_set.periods import DAY_US, Period
+from scalr_prod.training_set.periods import Period
 from scalr_prod.training_set.splits import keep_known_by_split_end, resolve_splits
 
 MAY, JUNE, JULY = (datetime(2024, month, 1, tzinfo=UTC) for month in (5, 6, 7))

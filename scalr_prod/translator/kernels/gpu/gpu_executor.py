@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from scalr_prod.core.timestamps import DAY_US
 from scalr_prod.translator import counter_rng
 from scalr_prod.translator.data.contexts import NO_ITEM, ConsumedItems
 from scalr_prod.translator.estimators import frequency, has_log_score, has_product_score, popularity, scores
@@ -58,7 +59,6 @@ _PRECISION_LOSS: Final = 4.0
 _KEY_ROUNDING: Final = 2.0**-16
 #: Maximum size of a [rows, candidates, columns] tensor of float64 products.
 _CHUNK: Final = 2**25
-_US_A_DAY: Final = 86_400_000_000.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class GpuExecutor:
         # On the CPU, so that computing the tiles does not synchronise with the device.
         self._time, self._item = (popularity_tensors[name].cpu().numpy() for name in ("time", "item"))
         self._end = int(popularity_tensors["end"][0])
-        self._half_lives = np.array([days * _US_A_DAY for days, _ in popularity.DECAYED_COUNTS.values()])
+        self._half_lives = np.array([days * DAY_US for days, _ in popularity.DECAYED_COUNTS.values()])
         self._added = torch.tensor([added for _, added in popularity.DECAYED_COUNTS.values()], device=self._device)
         self._stacked: dict[tuple[int, ...], torch.Tensor] = {}
 
