@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commit events: every commit to the lake and every new training set is passed to the callback of the enclosing `with` block."""
+"""Commit events: every commit to the lake and every new training set is added to the list of the enclosing `with` block."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def drop_pages() -> None:
 
 
 def iter_row_slices(length: int, rows_per_slice: int = 1_000_000) -> Iterator[slice]:
-    """Yield slices of ``at_a_time`` rows that cover ``length`` rows, at least one; after each, resident pages are released."""
+    """Yield slices of ``rows_per_slice`` rows that cover ``length`` rows, at least one; after each, resident pages are released."""
     for first in range(0, max(length, 1), rows_per_slice):
         yield slice(first, min(first + rows_per_slice, length))
         drop_pages()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def iter_batches(
     file: pq.ParquetFile, batch_size: int, *, columns: Sequence[str] | None = None, groups: range | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows in order, in batches of at most ``rows`` rows.
+    """Yield the rows in order, in batches of at most ``batch_size`` rows.
 
     pyarrow keeps all row groups of one request in memory until the last is read: for a long file, the whole file. So each request covers
     only as many row groups as fill a batch.

@@ -167,7 +167,7 @@ def check_run_id(run_id: str) -> str:
 
 
 def run_folder(home: Path, run_id: str) -> Path:
-    """Return ``<home>/runs/<run_id>``: asked/, parts/, candidates/, accepted/, run.json, gate.json."""
+    """Return ``<home>/runs/<run_id>``: shards/, parts/, candidates/, accepted/, run.json, gate.json."""
     return home / "runs" / check_run_id(run_id)
 
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator import TranslatorVersion
 
 
-#: First words of every configuration written by this package.
-_CONFIG_HEADER: Final = "# The translator. "
 _VERSION_POLICY_LINE: Final = re.compile(r"^version_policy .*$", re.MULTILINE)
 _INSTANCE_COUNT: Final = re.compile(r"(?<=count: )\d+")
 #: Whether a process builds the shortlist blocks when it loads a version; otherwise the first request that needs them waits.

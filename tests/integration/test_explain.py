@@ -19,7 +19,7 @@ from scalr_prod.errors import EventNotFound, TranslatorNotFound
 from scalr_prod.features import apply_feature_repo
 from scalr_prod.generation import generate, plan_run
 from scalr_prod.lake import Lake
-from scalr_prod.operations.provenance import explain_events
+from scalr_prod.operations.explanation import explain_events
 from scalr_prod.publication.commit import publish
 from scalr_prod.quality import validate_run
 from scalr_prod.schemas import Table

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Provenance of a synthetic event: its source event, the history as known then, and the terms of the translator's score."""
+"""Explanation of a synthetic event: its source event, the history as known then, and the terms of the translator's score."""
 
 from __future__ import annotations
 
