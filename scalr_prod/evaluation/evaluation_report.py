@@ -174,7 +174,9 @@ class EvaluationReport(Jsonable):
             "helps": {}
             if self.verdict["quick"]
             else {
-                family: describe_acceptance(tuple(choice["lambda"].values()), choice["validation"].get("bar"))
+                family: f"rejected by the quality gate: {choice['refused']}"
+                if "refused" in choice
+                else describe_acceptance(tuple(choice["lambda"].values()), choice["validation"].get("bar"))
                 for family, choice in self.choices.items()
             },
             "path": self.path,

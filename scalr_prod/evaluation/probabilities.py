@@ -52,9 +52,9 @@ class LabelledRows:
 
     @classmethod
     def from_split(cls, split: EvaluationSplit, negatives: int) -> Self:
-        """Return every pair of the test users, and for each ``negatives`` drawn items; those in a user's history are dropped.
+        """Return the test users' pairs, and for each ``negatives`` drawn items that are not in the user's history, visible or hidden.
 
-        A history includes what is hidden of it. ``split.relevant`` has pairs of users who are not tested as well.
+        ``split.relevant`` has pairs of users who are not tested as well.
         """
         case, item = split.relevant[split.users].nonzero()
         user = split.users[case]

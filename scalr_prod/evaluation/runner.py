@@ -435,8 +435,11 @@ class EvaluationRunner:
         return max(self.families.values(), key=ndcg)
 
     def _refusal(self, family: FamilyEvaluation) -> str | None:
-        """Return why the quality gate rejected a family's events at a cutoff; None: it did not."""
-        draw = family.tuned[WITH_SYNTHETIC].arm.draw.to_json()
+        """Return why the quality gate rejected a family's events at a cutoff; None: it did not, or λ is 0."""
+        arm = family.tuned[WITH_SYNTHETIC].arm
+        if not any(arm.weights):  # families share what is published for a draw
+            return None
+        draw = arm.draw.to_json()
         return next((str(run["refused"]) for run in self.runs if run.get("refused") and run["draw"] == draw), None)
 
     def _choices_to_json(self, family: FamilyEvaluation) -> dict[str, Any]:

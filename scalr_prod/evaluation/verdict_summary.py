@@ -104,8 +104,8 @@ class VerdictSummary:
 
     Attributes:
         effect: ``helps`` or ``harms``: the interval of the lift over the best baseline excludes 0. ``behind``: it is below 0, but the
-            interval of the lift over real events only is above. ``unsure``: it contains 0. ``refused``: λ is 0, or
-            the quality gate rejects the events.
+            interval of the lift over real events only is above. ``unsure``: it contains 0. ``refused``: the events are
+            not used, since λ is 0 or the quality gate rejects them.
         model: The model family that the sentences are about, the best one on validation.
         answer: Whether synthetic events help, compared with the best baseline and the strongest one that uses source events, too.
         by_group: The lift for each group of users, over the best method without synthetic events.

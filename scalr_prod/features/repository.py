@@ -15,7 +15,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.core import assets
-from scalr_prod.core.atomic_io import read_json, write_text
+from scalr_prod.core.atomic_io import atomic_path, read_json, write_text
 from scalr_prod.core.file_lock import file_lock
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.redaction import is_secret_name
@@ -126,7 +126,8 @@ def _written_files(repo: Path, files: dict[str, str]) -> Iterator[None]:
             if content is None:
                 (repo / name).unlink()
             else:
-                write_text(repo / name, content.decode())
+                with atomic_path(repo / name) as unfinished:
+                    unfinished.write_bytes(content)
         raise
 
 

@@ -17,7 +17,7 @@ from scalr_prod.ingest.sources.readers import read_path
 from scalr_prod.ingest.sources.sql import read_query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from scalr_prod.config import Domains, Settings
     from scalr_prod.ingest.sources.protocol import Batch
@@ -137,13 +137,29 @@ class IdMapping:
         )
 
     def equivalent_ids(self, users: Iterable[int | str]) -> list[str]:
-        """Return further ids of the same users in the lake: ``source:<id>`` of what maps to an id, the target of such an id, and so on.
+        """Return further ids of the same users in the lake: their targets, and ``source:<id>`` of what maps to these.
 
         Args:
             users: Ids as the lake has them.
+
+        Raises:
+            BadValue: One of their source ids has several target ids, so that it is not known who they are.
         """
         requested = {str(user) for user in users}
-        neighbours: dict[str, list[str]] = {}
+        targets = requested | {target for unmapped, target in self._iter_pairs() if unmapped in requested}
+        # Several source ids may have one target id: from one of them, the others are two steps away.
+        sources = dict.fromkeys(unmapped for unmapped, target in self._iter_pairs() if target in targets)
+        for unmapped, target in self._iter_pairs():
+            if unmapped in sources and target not in targets:
+                raise BadValue(
+                    f"the source id {unmapped.removeprefix(UNMAPPED_PREFIX)!r} has several target ids, such as {target!r}",
+                    where=self.origin,
+                    next_step="give each source id one target id; several source ids may have the same one",
+                )
+        return [user for user in dict.fromkeys([*targets, *sources]) if user not in requested]
+
+    def _iter_pairs(self) -> Iterator[tuple[str, str]]:
+        """Yield the pairs that have both ids: ``source:<id>``, and the target id."""
         for table in self.pairs:
             for pair in table.to_pylist():
                 if pair["source"] is None or pair["target"] is None:
@@ -152,17 +168,7 @@ class IdMapping:
                     text.removesuffix(".0") if ids.all_integral_floats else text
                     for text, ids in ((pair["source"], self.source_ids), (pair["target"], self.target_ids))
                 )
-                unmapped = f"{UNMAPPED_PREFIX}{source}"
-                neighbours.setdefault(target, []).append(unmapped)
-                neighbours.setdefault(unmapped, []).append(target)
-        # Several source ids may have one target id: from one of them, the others are two steps away.
-        found = dict.fromkeys(requested)
-        pending = [*found]
-        while pending:
-            new = [user for user in dict.fromkeys(neighbours.get(pending.pop(), ())) if user not in found]
-            found.update(dict.fromkeys(new))
-            pending += new
-        return [user for user in found if user not in requested]
+                yield f"{UNMAPPED_PREFIX}{source}", target
 
 
 def _columns(settings: Settings, names: Sequence[str], origin: str) -> tuple[str, str]:

@@ -601,7 +601,7 @@ class IngestPipeline:
     def _ensure_current(self, table: Table) -> None:
         """Ensure that no user or item was erased since the logs were read.
 
-        Called before each attempt to commit: an erasure commits to the table, so that an attempt under way fails and is made again.
+        Called before each attempt to commit: a first erasure commits to every table, so that an attempt under way fails and is made again.
 
         Raises:
             CommitFailed: Some were.
@@ -641,6 +641,7 @@ class IngestPipeline:
         """
         staged, log = self.events[place], self.logs[place]
         table = Table.events(log.domain)
+        self._ensure_current(table)
         size, duplicates, unnamed = self._catalogues[place]
         over_limit = self.user_day_limits[place].commit(self.lake, log) if place in self.user_day_limits else 0
         with track(f"add {place}", show=progress, total=staged.rows) as count:

@@ -220,6 +220,8 @@ class UserDayLimit:
 
     def _record(self) -> None:
         """Record the days that are left out as a whole; those that the log replaces are recorded again."""
+        if self._caps:
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         busy = CommitFailed(
             f"another process has been writing it for over {_LOCK_TIMEOUT_S} s",
@@ -230,7 +232,7 @@ class UserDayLimit:
             self._update_record()
 
     def _update_record(self) -> None:
-        if self._caps or not (self._path.exists() or count_rows(self._db, f"FROM {self._over}")):
+        if not (self._path.exists() or count_rows(self._db, f"FROM {self._over}")):
             return
         place = quote_literal(self._place)
         rows = f"SELECT {place} AS domain, {_KEY}, {self._most} AS most FROM {self._over}"

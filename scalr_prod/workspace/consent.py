@@ -167,7 +167,7 @@ def has_consent_sql(home: Path, settings: Mapping[str, Any], user: str) -> str:
 
 
 def ensure_consent_not_withdrawn(settings: Settings, run_id: str, run_settings: Mapping[str, Any]) -> None:
-    """Ensure that no user has withdrawn their consent since a run was planned, and that it was planned with it if it is required.
+    """Ensure that no user has withdrawn their consent since a run was planned, and that it was required then where it is now.
 
     Args:
         settings: The project's settings.
@@ -180,12 +180,14 @@ def ensure_consent_not_withdrawn(settings: Settings, run_id: str, run_settings: 
     planned, now = ConsentState.from_run(run_settings), ConsentState.from_settings(settings)
     if now is None or planned == now:
         return
-    if planned is None:
+    if new := sorted(set(now.domains) - set(() if planned is None else planned.domains)):
         raise InputError(
-            "consent was not required when the run was planned",
+            f"consent of the users of {' and '.join(new)} was not required when the run was planned",
             where="[domains] consent",
-            next_step="plan a new run: scalr run",
+            next_step="plan its window anew (scalr run), or take its canary back (scalr publication withdraw RUN)",
         ).add_context(run_id=run_id)
+    if planned is None:
+        return
     if withdrawn := planned.count_withdrawn(settings.home, now):
         raise InputError(
             f"{withdrawn} users have withdrawn their consent since the run was planned",

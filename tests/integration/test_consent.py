@@ -90,5 +90,5 @@ def test_users_without_consent_are_no_contexts_and_not_trained_on(tmp_path, here
         assert {"unasked", "target_only"} & set(log.users.to_pylist()) == {"target_only"}
         planned = plan_run(project.settings.with_sections(generation={"seed": 6}))
         assert count_users_without_consent(project.settings, planned) == len(users[::3]) + 2
-        with pytest.raises(InputError, match="consent was not required when the run was planned"):
+        with pytest.raises(InputError, match="consent of the users of gadgets was not required when the run was planned"):
             ensure_consent_not_withdrawn(project.settings, unasked_run.run_id, unasked_run.settings)

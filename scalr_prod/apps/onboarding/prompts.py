@@ -26,7 +26,7 @@ def apply_corrections(requests: Sequence[LogRequest], corrections: Iterable[str]
 
     Args:
         requests: Requests for sources and target.
-        corrections: As the user writes them; the place is that of a request, the role user, item or timestamp.
+        corrections: As the user writes them; the domain is that of a request, the role user, item or timestamp.
 
     Raises:
         SettingsError: A correction is malformed.
@@ -46,7 +46,7 @@ def apply_corrections(requests: Sequence[LogRequest], corrections: Iterable[str]
                 f"{correction!r} is not a correction",
                 where="--column",
                 next_step=f"write DOMAIN.ROLE=COLUMN, for example {next(iter(found))}.user=customer; "
-                f"a place is {' or '.join(found)}, a role {', '.join(EVENT_ROLES)} or timezone",
+                f"a domain is {' or '.join(found)}, a role {', '.join(EVENT_ROLES)} or timezone",
             )
     return list(found.values())
 

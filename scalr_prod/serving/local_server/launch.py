@@ -12,9 +12,11 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.errors import ServingError
@@ -83,7 +85,10 @@ def launch_server(settings: Settings, environment: ServingEnvironment, backends:
         child_processes[process.pid] = process
         record = _record_process(settings, process, name, folder, metrics, keep_running=keep_running)
     except BaseException:  # without a record, no command could stop it
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes of its models
+        process.wait()
+        child_processes.pop(process.pid, None)
         shutil.rmtree(folder, ignore_errors=True)
         raise
     if unseen := describe_unseen_gpu(environment.folder, environment.packages["torch"]):

@@ -84,10 +84,8 @@ class _Watchdog(threading.Thread):
             try:
                 record = read_record(self._settings)
                 problem = None if record is None else self._find_problem(record)
-            except (
-                ScalrError,
-                OSError,
-            ) as error:  # such as a shared home that does not answer; the next probe may find it again
+            except (ScalrError, OSError) as error:
+                # Such as a shared home that does not answer: the next probe may find it again.
                 logger.warning("the local Triton could not be probed: %s", error)
                 continue
             if record is None:  # stopped by command

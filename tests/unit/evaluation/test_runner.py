@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -31,3 +32,11 @@ def test_events_that_the_gate_rejects_are_fitted_for_no_group_of_users(is_refuse
     assert len(fits) == 3
     assert {fit.args[1].weights for fit in fits} == {REAL.weights if is_refused else WITH_SYNTHETIC.weights}
     assert {fit.args[1].options["alpha"] for fit in fits} == {10.0 if is_refused else 40.0}
+
+
+def test_a_family_without_synthetic_events_is_not_said_to_be_rejected():
+    """Families share what is published for a draw: the other one's events were rejected, and this one has none."""
+    runner = SimpleNamespace(runs=[{"draw": DRAW.to_json(), "refused": "1 expectation failed"}])
+    for arm, reason in ((WITH_SYNTHETIC, "1 expectation failed"), (replace(WITH_SYNTHETIC, weights=(0.0, 0.0, 0.0)), None)):
+        family = SimpleNamespace(tuned={"real+scalr": SimpleNamespace(arm=arm)})
+        assert EvaluationRunner._refusal(runner, family) == reason

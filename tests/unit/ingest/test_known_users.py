@@ -194,3 +194,12 @@ def test_all_ids_of_a_person_are_found_from_any_of_them():
         assert {asked, *mapping.equivalent_ids([asked])} == {"t", "source:5", "source:6"}
     assert mapping.equivalent_ids(["w"]) == ["source:7"]
     assert mapping.equivalent_ids(["unknown"]) == []
+
+
+def test_a_source_id_of_several_people_erases_none_of_them():
+    """Such as a placeholder: an ingest refuses the map, and an erasure, which cannot be undone, does too."""
+    mapping = IdMapping("pairs.csv", pairs=[pa.table({"source": ["0", "0", "8"], "target": ["t", "w", "v"]})])
+    for asked in ("t", "w"):
+        with pytest.raises(BadValue, match="'0' has several target ids"):
+            mapping.equivalent_ids([asked])
+    assert set(mapping.equivalent_ids(["v"])) == {"source:8"}
