@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from scalr_prod.errors import EvaluationError, TranslatorError
 from scalr_prod.evaluation.arms import CLUSTER_BASELINE, POPULARITY_BASELINE, REAL_ONLY, WITH_SYNTHETIC, ArmDataBuilder
+from scalr_prod.evaluation.evaluation_runner import EvaluationRunner
 from scalr_prod.evaluation.plan import EvaluationPlan
 from scalr_prod.evaluation.progress import evaluation_progress
-from scalr_prod.evaluation.runner import EvaluationRunner
 from scalr_prod.evaluation.signal import Signal, classify_signal, describe_signal, measure_signal
 from scalr_prod.evaluation.trial_cache import validation_splits
 from scalr_prod.evaluation.verdict_summary import summarize_verdict

@@ -174,8 +174,8 @@ class EvaluationReport(Jsonable):
             "helps": {}
             if self.verdict["quick"]
             else {
-                family: f"rejected by the quality gate: {choice['refused']}"
-                if "refused" in choice
+                family: f"rejected by the quality gate: {choice['rejected']}"
+                if "rejected" in choice
                 else describe_acceptance(tuple(choice["lambda"].values()), choice["validation"].get("bar"))
                 for family, choice in self.choices.items()
             },

@@ -179,8 +179,8 @@ def _answer(
             if classify_signal(report.get("signal")) is not Signal.PRESENT
             else "[training_set] synthetic_weight is 0."
         )
-    if "refused" in choice:
-        return f"Not published: with {model}, the quality gate rejects the synthetic events. {choice['refused']}"
+    if "rejected" in choice:
+        return f"Not published: with {model}, the quality gate rejects the synthetic events. {choice['rejected']}"
     if effect == "refused":
         decision = describe_acceptance(tuple(choice["lambda"].values()), choice["validation"].get("bar"))
         return f"No gain found: with {model}, synthetic events are not used ({decision.removeprefix('refused: ')})."

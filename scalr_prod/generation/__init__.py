@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         sort_for_scoring,
     )
     from scalr_prod.generation.encoding import HISTORY_ITEMS, HISTORY_TIMES, ConsumptionIndex
+    from scalr_prod.generation.generation import GenerationReport, generate
     from scalr_prod.generation.harmed_segments import (
         describe_harmed_segments,
         record_dropped_segments,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     )
     from scalr_prod.generation.popularity_matching import bucket_shares, keep_counts, popularity_buckets
     from scalr_prod.generation.preview import RunPreview, preview_run
-    from scalr_prod.generation.runner import GenerationReport, generate
     from scalr_prod.generation.task import WorkerSession, candidate_schema, close_session, open_session, sample_events
 
 __all__ = [
@@ -88,7 +88,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "ConsumptionIndex": "encoding",
-        "GenerationReport": "runner",
+        "GenerationReport": "generation",
         "HISTORY_ITEMS": "encoding",
         "HISTORY_TIMES": "encoding",
         "LIFT_SQL": "confidence",
@@ -106,7 +106,7 @@ __getattr__ = lazy_exports(
         "close_session": "task",
         "confidence_weight": "confidence",
         "describe_harmed_segments": "harmed_segments",
-        "generate": "runner",
+        "generate": "generation",
         "has_one_context_per_user": "context_query",
         "keep_counts": "popularity_matching",
         "late_windows": "late_events",

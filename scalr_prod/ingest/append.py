@@ -262,12 +262,12 @@ class AppendMissing:
             f"the old ones: scalr ingest --replace {since}",
         )
 
-    def commit(self, count: Callable[[int], None], ensure_current: Callable[[], None]) -> CommitSummary:
+    def commit(self, count: Callable[[int], None], ensure_none_erased: Callable[[], None]) -> CommitSummary:
         """Append the missing rows; concurrent ingests add each row once.
 
         Args:
             count: Called with the number of rows of each file written.
-            ensure_current: Called before each attempt; raises if the log may not be added any more.
+            ensure_none_erased: Called before each attempt; raises if users or items were erased since the log was read.
 
         Raises:
             CommitFailed: Nothing was added.
@@ -277,7 +277,7 @@ class AppendMissing:
         opened = self.lake.open_table(self.table)
 
         def add(version: int) -> CommitSummary:
-            ensure_current()
+            ensure_none_erased()
             # A table created after a comparison without one is empty at version 0: all of the log is missing from it.
             if version != self._compared:
                 self.compare()

@@ -164,8 +164,8 @@ class LogChange(Protocol):
     def compare(self) -> None:
         """Compute the change without writing."""
 
-    def commit(self, count: Callable[[int], None], ensure_current: Callable[[], None]) -> CommitSummary:
-        """Commit the change; ``ensure_current`` raises, before each attempt, if users or items were erased meanwhile."""
+    def commit(self, count: Callable[[int], None], ensure_none_erased: Callable[[], None]) -> CommitSummary:
+        """Commit the change; ``ensure_none_erased`` raises, before each attempt, if users or items were erased meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -598,7 +598,7 @@ class IngestPipeline:
 
         retry_on_new_version(self.lake, table, bind)
 
-    def _ensure_current(self, table: Table) -> None:
+    def _ensure_none_erased(self, table: Table) -> None:
         """Ensure that no user or item was erased since the logs were read.
 
         Called before each attempt to commit: a first erasure commits to every table, so that an attempt under way fails and is made again.
@@ -621,7 +621,7 @@ class IngestPipeline:
             CommitFailed: The lake rejected a commit, or users or items were erased while the logs were read.
         """
         staged, log = self.events[place], self.logs[place]
-        self._ensure_current(Table.items(log.domain))
+        self._ensure_none_erased(Table.items(log.domain))
         if self.settings.domains[place].requires_consent:
             read_answers = staged_rows_sql(staged.consent_files, {USER_ID: self.user_ids.log_id_types[log.domain]})
             answers = self.user_ids.exclude_suppressed(self.db, self.suppressed, read_answers, log.domain)
@@ -641,11 +641,11 @@ class IngestPipeline:
         """
         staged, log = self.events[place], self.logs[place]
         table = Table.events(log.domain)
-        self._ensure_current(table)
+        self._ensure_none_erased(table)
         size, duplicates, unnamed = self._catalogues[place]
         over_limit = self.user_day_limits[place].commit(self.lake, log) if place in self.user_day_limits else 0
         with track(f"add {place}", show=progress, total=staged.rows) as count:
-            change = self.changes[place].commit(count, partial(self._ensure_current, table))
+            change = self.changes[place].commit(count, partial(self._ensure_none_erased, table))
         if self.since is not None or change.updated or change.removed or over_limit:
             size -= remove_unused_items(self.db, self.lake, log)
         read, delta = self._extent_of(log), self.lake.open_table(table, version=change.version)

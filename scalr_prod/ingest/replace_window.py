@@ -59,18 +59,18 @@ class LogReplacement:
         """
         self.table_replacement.compare()
 
-    def commit(self, count: Callable[[int], None], ensure_current: Callable[[], None]) -> CommitSummary:
+    def commit(self, count: Callable[[int], None], ensure_none_erased: Callable[[], None]) -> CommitSummary:
         """Commit the replacement, once for all logs of the table.
 
         Args:
             count: Called with the number of rows of each batch written.
-            ensure_current: Called before each attempt; raises if the logs may not be added any more.
+            ensure_none_erased: Called before each attempt; raises if users or items were erased since the logs were read.
 
         Raises:
             CommitFailed: Nothing changed.
             BadValue: As for `compare`, if the table has changed since.
         """
-        return self.table_replacement.commit(count, ensure_current)[self.place]
+        return self.table_replacement.commit(count, ensure_none_erased)[self.place]
 
 
 class _TableReplacement:
@@ -164,11 +164,11 @@ class _TableReplacement:
                 f"max_removed_share under [domains.{log.place}]",
             )
 
-    def commit(self, count: Callable[[int], None], ensure_current: Callable[[], None]) -> dict[str, CommitSummary]:
+    def commit(self, count: Callable[[int], None], ensure_none_erased: Callable[[], None]) -> dict[str, CommitSummary]:
         """See `LogReplacement.commit`."""
 
         def replace(version: int) -> dict[str, CommitSummary]:
-            ensure_current()
+            ensure_none_erased()
             return self._replace(version, count)
 
         if self._done is None:

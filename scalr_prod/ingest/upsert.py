@@ -124,12 +124,12 @@ class UpsertByEventId(AppendMissing):
         same = count_rows(self.db, f"FROM {self._missing} SEMI JOIN counted USING ({', '.join(event)})")
         self.ensure_not_double_counted(same, "without an event_id")
 
-    def commit(self, count: Callable[[int], None], ensure_current: Callable[[], None]) -> CommitSummary:
+    def commit(self, count: Callable[[int], None], ensure_none_erased: Callable[[], None]) -> CommitSummary:
         """Append missing events, update changed ones and remove those that are left out, in one commit; see `AppendMissing.commit`."""
         schema = self.lake.schema(self.table)
 
         def merge(version: int) -> CommitSummary:
-            ensure_current()
+            ensure_none_erased()
             if version != self._compared:
                 self.compare()
             rows, known, removed, since, first = self.db.sql(

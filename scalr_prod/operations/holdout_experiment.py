@@ -90,7 +90,7 @@ class ExperimentReport(Jsonable):
         users_canary: Users for whom runs are published first; they count as treated, too.
         synthetic_events_of_held_out: Rows of held-out users in the feature view, published before they were held out.
         runs_of_other_keys: Runs planned with another key, under which other users were held out.
-        out: The file with every user's group; None if none was requested.
+        out: The file with every user's side; None if none was requested.
         start: ``[experiment] start``, or when a run was first published under the current key, or None if not yet.
         days: Days of outcomes, from the start; None without outcomes.
         effect: None without outcomes, or if nobody is held out.
@@ -441,7 +441,7 @@ def _read_outcomes(settings: Settings, location: str) -> pa.Table:
 
 
 def _write_sides(db: Any, out: Path) -> None:
-    """Write every user's group atomically.
+    """Write every user's side atomically.
 
     Raises:
         EvaluationError: The file cannot be written.

@@ -151,7 +151,7 @@ def experiment_command(
         datetime | None, typer.Option(help="Time until which the outcomes were counted (UTC); default: now.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write every user's group (treated or held out) to this .parquet or .csv file.")
+        Path | None, typer.Option(help="Write every user's side (treated, held_out or canary) to this .parquet or .csv file.")
     ] = None,
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,

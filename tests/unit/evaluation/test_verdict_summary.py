@@ -249,7 +249,7 @@ def test_a_model_that_finds_nothing_and_an_interval_without_end_are_said_plainly
 def test_events_that_the_gate_rejects_are_not_said_to_be_applied():
     """Validation chose them, and the test then measured real events only: a level result is not what a run would give."""
     told = report(lift(0.0, -1.0, 1.0, "real"), bar=REFUSED | {"passed": True})
-    told["choices"]["als"] |= {"helps": False, "refused": "1 expectation failed: popularity_is_like_the_real_one"}
+    told["choices"]["als"] |= {"helps": False, "rejected": "1 expectation failed: popularity_is_like_the_real_one"}
     found = summarize_verdict(told)
     assert found.effect == "refused"
     assert found.answer.startswith(

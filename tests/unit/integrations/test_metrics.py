@@ -20,7 +20,7 @@ from support.ledger_runs import T0, make_spec, to_state, validated
 from scalr_prod.config.settings import load_settings
 from scalr_prod.core.atomic_io import write_json
 from scalr_prod.errors import PublicationError, QualityGateFailed, RunNotFound, ScalrError, SettingsError, TableNotFound
-from scalr_prod.generation.runner import GenerationReport
+from scalr_prod.generation.generation import GenerationReport
 from scalr_prod.integrations.metrics import METRICS, export_metrics
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.ledger.orm_tables import TransitionRow

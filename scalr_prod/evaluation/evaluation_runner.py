@@ -248,8 +248,8 @@ class EvaluationRunner:
         if name in UNTRAINED_ARMS:
             found, *as_new = [[self._evaluate_untrained(one, family, name)] for one in runs]
         else:
-            is_refused = self._is_refused(run, family, name)
-            fits = [fit for one in runs for fit in self._fits(one, family, name, is_refused=is_refused)]
+            is_rejected = self._is_rejected(run, family, name)
+            fits = [fit for one in runs for fit in self._fits(one, family, name, is_rejected=is_rejected)]
             outcomes = family.tuner.pool.map(lambda fit, threads: fit(threads), fits)
             found = [plain for plain, _ in outcomes[: run.seeds]]
             family.blended.setdefault(name, []).append([blended for _, blended in outcomes[: run.seeds]])
@@ -327,13 +327,13 @@ class EvaluationRunner:
             seconds=round(self.progress.seconds, 1),
         )
 
-    def _is_refused(self, run: CutoffRun, family: FamilyEvaluation, name: str) -> bool:
+    def _is_rejected(self, run: CutoffRun, family: FamilyEvaluation, name: str) -> bool:
         """Return whether the quality gate rejects the events of real+scalr at a cutoff."""
         arm = family.arm(name)
         return bool(run.published and name == WITH_SYNTHETIC and any(arm.weights) and run.published.is_refused(arm.draw))
 
     def _fits(
-        self, run: CutoffRun, family: FamilyEvaluation, name: str, *, is_refused: bool
+        self, run: CutoffRun, family: FamilyEvaluation, name: str, *, is_rejected: bool
     ) -> list[Callable[[int], tuple[Outcome, Outcome]]]:
         """Return the fits of an arm, one for each seed, and count its synthetic events.
 
@@ -343,10 +343,10 @@ class EvaluationRunner:
             run: The cutoff, or a half of its users as if they were new.
             family: The model family.
             name: The arm.
-            is_refused: Whether the quality gate rejects the arm's events at this cutoff.
+            is_rejected: Whether the quality gate rejects the arm's events at this cutoff.
         """
         arm = family.arm(name)
-        if is_refused:
+        if is_rejected:
             arm = replace(family.arm(REAL_ONLY), name=name, draw=arm.draw)  # nothing is published
         published = run.published if run.published and run.published.is_used_by(arm) else None
         if published is None and name == WITH_SYNTHETIC and not any(arm.weights):
@@ -434,7 +434,7 @@ class EvaluationRunner:
 
         return max(self.families.values(), key=ndcg)
 
-    def _refusal(self, family: FamilyEvaluation) -> str | None:
+    def _rejection(self, family: FamilyEvaluation) -> str | None:
         """Return why the quality gate rejected a family's events at a cutoff; None: it did not, or λ is 0."""
         arm = family.tuned[WITH_SYNTHETIC].arm
         if not any(arm.weights):  # families share what is published for a draw
@@ -444,14 +444,14 @@ class EvaluationRunner:
 
     def _choices_to_json(self, family: FamilyEvaluation) -> dict[str, Any]:
         choices = family.choices_to_json(self.half_life, self.clusters)
-        refusal = self._refusal(family)
-        return choices if refusal is None else choices | {"helps": False, "refused": refusal}
+        rejection = self._rejection(family)
+        return choices if rejection is None else choices | {"helps": False, "rejected": rejection}
 
     def _build_policy(self) -> Policy:
         family = self._best_family()
         tuned = family.tuned[WITH_SYNTHETIC]
         draw = tuned.arm.draw
-        weights = _ZERO_WEIGHTS if self._refusal(family) else tuned.arm.weights
+        weights = _ZERO_WEIGHTS if self._rejection(family) else tuned.arm.weights
         acceptance = tuned.validation.acceptance.to_json() if tuned.validation and tuned.validation.acceptance else None
         return Policy(
             model=family.name,
