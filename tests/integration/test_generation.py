@@ -23,7 +23,7 @@ import pytest
 from scalr_prod.compute import executor
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import LakeError, LedgerError, SchedulerUnreachable, TranslatorError
-from scalr_prod.generation import GenerationReport, generate, plan_run, runner, task
+from scalr_prod.generation import GenerationReport, generate, generation, plan_run, task
 from scalr_prod.generation.part_files import part_path
 from scalr_prod.generation.policy import Policy, logs_digest, policy_path, settings_digest
 from scalr_prod.generation.shards import write_shards
@@ -115,7 +115,7 @@ def test_a_small_run_is_translated_without_workers(config, made, monkeypatch):
     spec, report, rows, _ = made
     settings = project(config, "local", workers=2)
     fresh(settings, spec)
-    monkeypatch.setattr(runner, "open_cluster", None)
+    monkeypatch.setattr(generation, "open_cluster", None)
     again = generate(settings, spec)
     pd.testing.assert_frame_equal(candidates(settings, spec.run_id), rows, rtol=0, atol=1e-5)
     assert (again.contexts, again.events, again.dropped) == (report.contexts, report.events, report.dropped)
@@ -125,10 +125,10 @@ def test_a_small_run_is_translated_without_workers(config, made, monkeypatch):
 def test_several_triton_servers_are_asked_by_workers(config):
     settings = project(config, "local", workers=2)
     asked = {"tasks": 5, "contexts": 100, "items": 1000}
-    assert not runner._has_workers(settings, **asked)
-    assert runner._has_workers(settings, **asked | {"contexts": 1_000_000})
+    assert not generation._has_workers(settings, **asked)
+    assert generation._has_workers(settings, **asked | {"contexts": 1_000_000})
     two = settings.serving.model_copy(update={"url": "one:8001, two:8001"})
-    assert runner._has_workers(settings.model_copy(update={"serving": two}), **asked)
+    assert generation._has_workers(settings.model_copy(update={"serving": two}), **asked)
 
 
 def test_a_part_that_cannot_be_written_is_an_error_that_names_the_place_and_the_run_goes_on(config, made, monkeypatch):
