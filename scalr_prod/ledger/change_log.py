@@ -14,6 +14,8 @@ from scalr_prod.ledger.dto import StateChange, record_from_row
 from scalr_prod.ledger.orm_tables import TransitionRow
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy.orm import Session
 
     from scalr_prod.ledger.tenancy import ProjectScope
@@ -62,15 +64,15 @@ class ChangeLog:
             )
             return sorted({actor.rpartition(":")[0] for actor in session.scalars(query) if actor})
 
-    def record_erasure(self, digest: str, *, cause: str) -> None:
-        """Record that a user was erased and what was removed, without anything that identifies the user.
+    def record_erasures(self, causes: Mapping[str, str]) -> None:
+        """Record in one transaction that ids were erased and what was removed, without anything that identifies a user.
 
         Args:
-            digest: Keyed hash of the user's id.
-            cause: Counts of what was removed, and the training sets that held the user's rows.
+            causes: Keyed hash of an id → counts of what was removed, and the training sets that held the user's rows.
         """
         with self._database.write_session() as session:
-            self.add(session, "forgotten", digest, None, "forgotten", cause=cause)
+            for digest, cause in causes.items():
+                self.add(session, "forgotten", digest, None, "forgotten", cause=cause)
 
     def record_segment(self, key: str, state: str, *, cause: str) -> None:
         """Record what an experiment found of a segment of users, or what follows from it; nothing if that was recorded before.

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
 
@@ -149,18 +149,14 @@ class SuppressionList:
         known = self.entries(kind)
         return [identifier for identifier in ids if self.digest(identifier, kind) in known] if known else []
 
-    def add(self, suppressed: SuppressedId, kind: SuppressedKind = "user") -> None:
-        """Add or change an entry; it is on disk when this returns."""
-        self.entries(kind)[suppressed.digest] = suppressed
+    def update(self, entries: Iterable[SuppressedId], kind: SuppressedKind = "user") -> None:
+        """Add or change entries, all or none; they are on disk when this returns."""
+        self.entries(kind).update({entry.digest: entry for entry in entries})
         content = {
-            name: {digest: entry.to_json() for digest, entry in sorted(entries.items())}
-            for name, entries in (("users", self.users), ("items", self.items))
+            name: {digest: entry.to_json() for digest, entry in sorted(listed.items())}
+            for name, listed in (("users", self.users), ("items", self.items))
         }
         _write(self.folder / _FILE, json.dumps(content, indent=1))
-
-    def mark_done(self, digest: str, removed: dict[str, int], kind: SuppressedKind = "user") -> None:
-        """Mark an erasure as complete."""
-        self.add(replace(self.entries(kind)[digest], done=True, removed=removed), kind)
 
     def retraining_deadline(self, version: int, *, grace_days: float) -> RetrainingDeadline | None:
         """Return until when runs may use a translator version that learned from erased users, or None if it learned from none."""

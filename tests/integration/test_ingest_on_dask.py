@@ -217,7 +217,7 @@ def test_erased_users_and_items_are_left_out_by_every_task(here, tmp_path):
     ingest(project(tmp_path))
     with SuppressionList.open_for_update(settings) as suppressed:
         for kind, erased in (("user", "u7"), ("item", "5")):
-            suppressed.add(SuppressedId(suppressed.digest(erased, kind), datetime.now(UTC)), kind)
+            suppressed.update([SuppressedId(suppressed.digest(erased, kind), datetime.now(UTC))], kind)
     lake = Lake.open(settings)
     rows = lake.read(Table.SOURCE_EVENTS).to_pylist()
     report = ingest(settings).to_json()["source"]

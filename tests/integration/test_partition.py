@@ -103,7 +103,7 @@ def test_an_item_that_was_forgotten_since_the_training_is_not_drawn(made, config
     with Project.open(copied, **LOCAL) as project:
         project.histories()  # the feature views read the copy's lake from now on
     with SuppressionList.open_for_update(load_settings(copied, **LOCAL)) as stones:
-        stones.add(SuppressedId(stones.digest(item, "item"), datetime.now(UTC)), "item")
+        stones.update([SuppressedId(stones.digest(item, "item"), datetime.now(UTC))], "item")
     _, _, _, without = make(copied, partitions=3)
     assert item not in set(without["item_id"])
     assert len(without) > 0.9 * len(rows)  # others are drawn in its place

@@ -132,12 +132,8 @@ def _erase_ids(settings: Settings, raw_ids: Sequence[int | str], kind: Suppresse
         _ensure_no_active_run(ledger)
         runs = {run.run_id for run in ledger.runs.find()}
         entries = suppressed.entries(kind)
-        known = [
-            identifier
-            for identifier in ids
-            if (entry := entries.get(suppressed.digest(identifier, kind))) is not None and entry.done
-        ]
-        pending = [identifier for identifier in ids if identifier not in set(known)]
+        digests = [suppressed.digest(identifier, kind) for identifier in ids]
+        pending = [digest for digest in digests if digest not in entries or not entries[digest].done]
         _record_intents(settings.home, lake, ledger, suppressed, _SUBJECT_TYPES[kind](ids))
         removed = _remove_everywhere(settings, lake, _SUBJECT_TYPES[kind](ids), purge_all=bool(pending))
         _ensure_no_active_run(ledger)
@@ -148,9 +144,8 @@ def _erase_ids(settings: Settings, raw_ids: Sequence[int | str], kind: Suppresse
                 next_step="repeat the command",
             )
         counts = {name: count for name, count in sorted(removed.items()) if count}
-        for identifier in pending:
-            _record_completion(ledger, suppressed, identifier, kind, counts, subject_count=len(pending))
-        return _build_report(settings, ledger, suppressed, kind, ids, known=len(known), counts=counts)
+        _record_completion(ledger, suppressed, kind, pending, counts)
+        return _build_report(settings, ledger, suppressed, kind, digests, known=len(ids) - len(pending), counts=counts)
 
 
 def _parse_ids(suppressed: SuppressionList, lake: Lake, raw_ids: Sequence[int | str], kind: SuppressedKind) -> list[int | str]:
@@ -226,6 +221,7 @@ def _record_intents(home: Path, lake: Lake, ledger: Ledger, suppressed: Suppress
         first_events = first_event_times(lake, subjects)
         held = datasets_with(home, ledger.datasets.find(), subjects, first_events)
     translators = tuple(model.version for model in ledger.models.find())
+    entries = []
     for identifier in subjects.ids:
         digest = suppressed.digest(identifier, kind)
         known = suppressed.entries(kind).get(digest)
@@ -236,7 +232,9 @@ def _record_intents(home: Path, lake: Lake, ledger: Ledger, suppressed: Suppress
             for name in entry.datasets.keys() | held.get(identifier, {}).keys()
         }
         if known is None or datasets != known.datasets:
-            suppressed.add(replace(entry, datasets=datasets), kind)
+            entries.append(replace(entry, datasets=datasets))
+    if entries:
+        suppressed.update(entries, kind)
 
 
 def _remove_everywhere(settings: Settings, lake: Lake, subjects: Subjects, *, purge_all: bool) -> Counter[str]:
@@ -293,20 +291,19 @@ def _refresh_online_store(settings: Settings) -> None:
 
 
 def _record_completion(
-    ledger: Ledger,
-    suppressed: SuppressionList,
-    identifier: int | str,
-    kind: SuppressedKind,
-    counts: dict[str, int],
-    *,
-    subject_count: int,
+    ledger: Ledger, suppressed: SuppressionList, kind: SuppressedKind, digests: Sequence[str], counts: dict[str, int]
 ) -> None:
-    digest = suppressed.digest(identifier, kind)
-    if digest not in {change.key for change in ledger.changes.find(subject="forgotten")}:
-        datasets = suppressed.entries(kind)[digest].to_json()["datasets"]
-        removed = {f"{kind}s": subject_count, "removed": counts} | ({"datasets": datasets} if datasets else {})
-        ledger.changes.record_erasure(digest, cause=json.dumps(removed))
-    suppressed.mark_done(digest, counts, kind)
+    """Record in the ledger, then in the suppression list, that ids were erased; an interrupted call is repeated without a second record."""
+    recorded = {change.key for change in ledger.changes.find(subject="forgotten")}
+    entries = {digest: suppressed.entries(kind)[digest] for digest in digests}
+    causes = {}
+    for digest, entry in entries.items():
+        datasets = entry.to_json()["datasets"]
+        removed = {f"{kind}s": len(digests), "removed": counts} | ({"datasets": datasets} if datasets else {})
+        causes[digest] = json.dumps(removed)
+    ledger.changes.record_erasures({digest: cause for digest, cause in causes.items() if digest not in recorded})
+    if entries:
+        suppressed.update([replace(entry, done=True, removed=counts) for entry in entries.values()], kind)
 
 
 def _build_report(
@@ -314,12 +311,12 @@ def _build_report(
     ledger: Ledger,
     suppressed: SuppressionList,
     kind: SuppressedKind,
-    ids: Sequence[int | str],
+    digests: Sequence[str],
     *,
     known: int,
     counts: dict[str, int],
 ) -> ErasureReport:
-    entries = [suppressed.entries(kind)[suppressed.digest(identifier, kind)] for identifier in ids]
+    entries = [suppressed.entries(kind)[digest] for digest in digests]
     versions = sorted({version for entry in entries for version in entry.versions})
     grace_days = settings.forgetting.grace_days
     deadlines = [
@@ -332,8 +329,8 @@ def _build_report(
             "translator versions %s were trained on events of these users: train a new one", ", ".join(map(str, versions))
         )
     return ErasureReport(
-        users=len(ids) if kind == "user" else 0,
-        items=len(ids) if kind == "item" else 0,
+        users=len(digests) if kind == "user" else 0,
+        items=len(digests) if kind == "item" else 0,
         known=known,
         removed=counts,
         translators=versions,

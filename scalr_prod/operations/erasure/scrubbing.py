@@ -334,7 +334,7 @@ def _remove_listed_ids(batch: pa.RecordBatch, ids: pa.Array, column: str) -> tup
     flat, parents = pc.list_flatten(lists), pc.list_parent_indices(lists)
     matches = pc.is_in(flat, value_set=ids)
     kept, left = flat.filter(pc.invert(matches)), parents.filter(pc.invert(matches)).to_numpy()
-    ends = [int((left < row).sum()) for row in range(len(lists) + 1)]
+    ends = left.searchsorted(range(len(lists) + 1))
     place = batch.schema.get_field_index(column)
     changed = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), kept)
     return batch.set_column(place, batch.schema.field(place), changed.cast(lists.type)), pc.sum(matches).as_py() or 0

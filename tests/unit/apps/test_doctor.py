@@ -140,7 +140,7 @@ def test_a_sqlite_ledger_that_several_machines_write_to_is_warned_of(config, day
     settings = load_settings(config())
     for host in (other or socket.gethostname(), socket.gethostname()):
         with mock.patch("socket.gethostname", return_value=host), Ledger.open(settings) as ledger:
-            ledger.changes.record_erasure("0", cause="made")
+            ledger.changes.record_erasures({"0": "made"})
     at = datetime.now(UTC) - timedelta(days=days)
     with closing(sqlite3.connect(settings.home / "ledger.db")) as database, database:
         database.execute("UPDATE transitions SET at = ?", (at.isoformat(" ").replace("+00:00", ""),))

@@ -317,7 +317,7 @@ def test_a_table_is_built_again_where_somebody_is_forgotten_meanwhile_but_not_wi
         if len(written) <= rounds:
             with SuppressionList.open_for_update(settings) as suppressed:
                 user = suppressed.digest(f"gone {len(written)}", "user")
-                suppressed.add(SuppressedId(user, datetime.now(UTC)), "user")
+                suppressed.update([SuppressedId(user, datetime.now(UTC))], "user")
         return rows
 
     monkeypatch.setattr(build, "write_all_rows", forget_meanwhile)

@@ -452,7 +452,7 @@ def test_an_event_that_becomes_one_of_an_erased_user_is_removed(project):
     settings = project(log(plain(), id=same_ids), "", IDS)
     ingest(settings)
     with SuppressionList.open_for_update(settings) as erased:
-        erased.add(SuppressedId(erased.digest("gone"), datetime.now(UTC)))
+        erased.update([SuppressedId(erased.digest("gone"), datetime.now(UTC))])
     report = ingest(project(log([("gone", "s0", 0), *plain()[1:]], id=same_ids), "", IDS)).domains["source"]
     assert (report.rows_removed, report.rows_forgotten, report.rows) == (1, 1, 19)
 
@@ -543,7 +543,7 @@ def test_a_user_who_is_erased_while_a_commit_is_made_again_does_not_return(proje
     def erase_first(self, *arguments):
         monkeypatch.undo()
         with SuppressionList.open_for_update(settings) as erased:
-            erased.add(SuppressedId(erased.digest("late"), datetime.now(UTC)))
+            erased.update([SuppressedId(erased.digest("late"), datetime.now(UTC))])
         self.lake.set_description(self.table, "{}", key="erasure")
         return write(self, *arguments)
 

@@ -14,9 +14,11 @@ from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import ForgettingError
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
+from scalr_prod.ledger import Ledger
 from scalr_prod.operations.erasure import erase_users
 from scalr_prod.operations.erasure.scrubbing import ItemSubjects, UserSubjects
 from scalr_prod.schemas import Table
+from scalr_prod.workspace import suppression_list
 
 
 @pytest.fixture
@@ -187,3 +189,16 @@ def test_delta_logs_of_evaluations_stay_and_a_damaged_file_is_named(settings):
     erase_users(settings, ["ada"])
     assert "ada" in log.read_text()
     assert users(settings) == {"ada ", " bob", "cleo"}
+
+
+def test_many_ids_are_two_writes_of_the_list(settings, monkeypatch):
+    """One with what is to be erased, one when it is: a write for each id would take time with the square of their number."""
+    written = []
+    write = suppression_list._write
+    monkeypatch.setattr(suppression_list, "_write", lambda path, text: written.append(path.name) or write(path, text))
+    assert erase_users(settings, ["ada", "ada ", " bob", "cleo"]).users == 4
+    assert written == ["secret", "tombstones.json", "tombstones.json"]
+    entries = suppression_list.SuppressionList.open(settings).users
+    assert [entry.done for entry in entries.values()] == [True] * 4
+    with Ledger.open(settings) as ledger:
+        assert {change.key for change in ledger.changes.find(subject="forgotten")} == set(entries)
