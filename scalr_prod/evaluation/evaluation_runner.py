@@ -31,7 +31,7 @@ from scalr_prod.evaluation.result_cache import JSON_CODEC, ResultCache, family_s
 from scalr_prod.evaluation.signal import measure_signal
 from scalr_prod.evaluation.tuning import TunedClusters, TunedHalfLife, Tuner, tune_clusters, tune_half_life
 from scalr_prod.evaluation.user_panel import UserPanel
-from scalr_prod.generation import SEGMENTS, Policy, logs_digest, policy_path, settings_digest
+from scalr_prod.generation import SEGMENTS, Policy, policy_path, settings_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -464,7 +464,7 @@ class EvaluationRunner:
             segment_weights=weights,
             sparse_below=self.settings.downstream.sparse_below,
             settings=settings_digest(self.settings),
-            logs=logs_digest(self.settings),
+            logs=self.plan.logs,
             report=str(self.folder),
             # Lifts are left out, since they may be undefined.
             bar=acceptance and {name: acceptance[name] for name in ("harm_probability", "max_harm_probability", "p_value")},

@@ -20,7 +20,7 @@ from scalr_prod.evaluation.arms import (
     leave_one_out_arms,
 )
 from scalr_prod.evaluation.split import EvaluationSplit
-from scalr_prod.generation import preview_run, run_settings
+from scalr_prod.generation import logs_digest, preview_run, run_settings
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 from scalr_prod.translator import time_quantile
@@ -72,6 +72,7 @@ class EvaluationPlan:
         arms: Names of the arms.
         splits: One split per cutoff, in order of time.
         cold_fraction: Share of users whose target history is hidden.
+        logs: Digest of the logs that the splits were made from.
         quick: Whether this is a quick verdict, of a run's default settings.
     """
 
@@ -79,6 +80,7 @@ class EvaluationPlan:
     arms: Sequence[str]
     splits: Sequence[EvaluationSplit]
     cold_fraction: float
+    logs: str
     quick: bool = False
 
     @classmethod
@@ -100,6 +102,7 @@ class EvaluationPlan:
         cold_fraction = downstream.cold_fraction if request.cold_fraction is None else request.cold_fraction
         _ensure_ingested(settings)
         settings = _with_limited_events(settings)
+        logs = logs_digest(settings)  # before they are read, so that a policy is not told to be of events that came meanwhile
         count = 1 if request.quick else request.cutoffs or downstream.cutoffs
         with staging_folder(settings, "evaluate"):  # `scalr maintain` keeps the files that are read meanwhile
             cutoffs = choose_cutoffs(settings, request.cutoff, count)
@@ -107,7 +110,7 @@ class EvaluationPlan:
                 EvaluationSplit.from_settings(settings, cutoff, end=end, cold_fraction=cold_fraction, name="test")
                 for cutoff, end in zip(cutoffs, [*cutoffs[1:], None], strict=True)
             ]
-        return cls(settings, names, splits, cold_fraction)
+        return cls(settings, names, splits, cold_fraction, logs)
 
     def quick_plan(self) -> EvaluationPlan:
         """Return the plan of the quick verdict: one family, the first cutoff, the arms that are always evaluated, and clusters."""

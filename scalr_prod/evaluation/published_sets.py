@@ -90,9 +90,8 @@ class PublishedTrainingSets:
     def _publish(self, draw: DrawOptions) -> dict[str, Any]:
         """Publish events, keep them, and return the report of the publication."""
         report: dict[str, Any] = {"cutoff": self.split.cutoff.isoformat(), "draw": draw.to_json()}
-        _ = self._data_builder.translation  # trains the translator that the run below uses
         try:
-            run = publish_synthetic_events(self.split, draw)
+            run = publish_synthetic_events(self.split, draw, self._data_builder.translation.version)
         except QualityGateFailed as error:
             message = "the quality gate rejected %s: nothing is published, and %s trains on %s. %s"
             logger.warning(message, draw, WITH_SYNTHETIC, describe_baseline(REAL_ONLY), error)
@@ -103,12 +102,13 @@ class PublishedTrainingSets:
         return report | {"events": len(synthetic), "diagnostics": diagnose(self.split, synthetic)} | run.to_json()
 
 
-def publish_synthetic_events(split: EvaluationSplit, options: DrawOptions) -> PublishedRun:
+def publish_synthetic_events(split: EvaluationSplit, options: DrawOptions, version: int) -> PublishedRun:
     """Generate, validate and publish events, and build the training set.
 
     Args:
         split: A split whose home holds a trained translator.
         options: Volume, temperature, filter and alignment; the mixture is always used.
+        version: The translator version. The home may hold several, of evaluations with other settings.
 
     Raises:
         QualityGateFailed: The quality gate rejected the events.
@@ -118,7 +118,7 @@ def publish_synthetic_events(split: EvaluationSplit, options: DrawOptions) -> Pu
     from scalr_prod.pipeline import PipelineContext, execute_stages, stages_to
     from scalr_prod.training_set import TrainingSet, confidence_multipliers
 
-    job = execute_stages(PipelineContext(_with_draw_options(split.settings, options)), stages_to("plan"))
+    job = execute_stages(PipelineContext(_with_draw_options(split.settings, options), version=version), stages_to("plan"))
     training_set = job.reports["dataset"].to_json()
     del training_set["fingerprint"]  # depends on random file names in the split's lake
     dataset = TrainingSet.open(training_set["path"])
@@ -142,7 +142,6 @@ def _with_draw_options(settings: Settings, options: DrawOptions) -> Settings:
             "temperature": options.temperature,
             "min_lift": options.min_lift,
             "align": options.align,
-            "seed": options.seed,
         }
     )
     quality = settings.quality.model_copy(update={"min_information": 0.0, "max_probability_factor": 0.0})

@@ -14,7 +14,7 @@ import json
 import logging
 import zipfile
 import zlib
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -30,6 +30,7 @@ from scalr_prod.evaluation.ranking_metrics import Ranking
 from scalr_prod.lake import Lake
 from scalr_prod.plugins import ESTIMATORS, MODELS, source_digest
 from scalr_prod.schemas import Table
+from scalr_prod.translator import target_weighting
 from scalr_prod.version import __version__
 
 if TYPE_CHECKING:
@@ -193,6 +194,7 @@ def _computation_identity(split: EvaluationSplit) -> dict[str, Any]:
     custom = [name for name in settings.translator.estimators if name not in {"popularity", *ESTIMATORS.builtin}]
     return {
         **sections,
+        "target_events": asdict(target_weighting(settings)),
         "downstream": {name: getattr(settings.downstream, name) for name in _DIGESTED_DOWNSTREAM_KEYS},
         "estimators": {name: source_digest(ESTIMATORS.load(name, object)) for name in custom},
         "code": _package_digest(),

@@ -201,7 +201,8 @@ class EvaluationSplit:
         relevant = _unseen_pairs(self.later, real)
         tested = _test_users(relevant, real, self.source)
         tested = tested[hidden[tested]]
-        return replace(self, real=real, hidden=self.hidden | hidden, users=tested, relevant=relevant, hidden_in_home=False)
+        known = {"real": real, "relevant": relevant, "held_out": self.held_out + _unseen_pairs(self.real, real)}
+        return replace(self, **known, hidden=self.hidden | hidden, users=tested, hidden_in_home=False)
 
     def new_user_folds(self) -> list[EvaluationSplit]:
         """Create two splits, each with one half of the users as if they were new; every user is new in one of them."""

@@ -36,7 +36,6 @@ class DrawOptions(Jsonable):
         min_lift: Threshold of the confidence filter; 0 is off.
         align: Whether events are downsampled to match popularity buckets.
         member: ``mixture``, or the name of one estimator.
-        seed: Seed of the sampling.
     """
 
     volume: int
@@ -44,7 +43,6 @@ class DrawOptions(Jsonable):
     min_lift: float = 0.0
     align: bool = False
     member: str = "mixture"
-    seed: int = 0
 
 
 class _SampledEvents(NamedTuple):
@@ -61,6 +59,7 @@ class SplitTranslator:
 
     Attributes:
         split: The split.
+        version: Number of the translator version.
         contexts: Contexts of the run.
         user: int32 [C]. User number of each context.
         item_number: int32 [n_target]. The split's number of each of the translator's items.
@@ -72,6 +71,7 @@ class SplitTranslator:
     """
 
     split: EvaluationSplit
+    version: int
     contexts: Contexts
     user: NDArray[np.int32]
     item_number: NDArray[np.int32]
@@ -113,6 +113,7 @@ class SplitTranslator:
         counts = np.round(split.real.popularity()).astype(np.int64)
         return cls(
             split=split,
+            version=version.version,
             contexts=contexts,
             user=index_in(rows[USER_ID], split.numbering.users),
             item_number=index_in(vocabulary.all_target_ids, split.numbering.items),
@@ -135,7 +136,7 @@ class SplitTranslator:
         confidence = confidence_weight(sampled.probability, sampled.prior)
         weight = discount_popularity(confidence, sampled.prior, self.split.settings.training_set.popularity_discount)
         events = replace(sampled.events, weight=weight)
-        return events.take(self._alignment_mask(events.item, options.seed)) if options.align else events
+        return events.take(self._alignment_mask(events.item)) if options.align else events
 
     def recommended_events(self, options: DrawOptions) -> Interactions:
         """Sample events weighted by probability, the most probable one of each (user, item): what the translator itself would recommend."""
@@ -169,7 +170,7 @@ class SplitTranslator:
         return _SampledEvents(events.synthetic(), probability[best], prior[best])
 
     def _sample(self, options: DrawOptions) -> Samples:
-        """Return the draws of every context, which is sampled once per temperature, component and seed.
+        """Return the draws of every context, which is sampled once per temperature and component.
 
         Fewer draws are the first of more, since draws come in the order of their keys, and the confidence filter drops draws afterwards.
         """
@@ -195,9 +196,6 @@ class SplitTranslator:
         return self._samples[options]
 
     def _sample_contexts(self, contexts: Contexts, options: DrawOptions) -> Samples:
-        if options.seed:
-            keys = contexts.noise_key ^ np.int64(options.seed * 0x9E3779B97F4A7C15 % 2**63)
-            contexts = replace(contexts, noise_key=keys)
         return self.module.sample(
             contexts,
             options.volume,
@@ -206,7 +204,7 @@ class SplitTranslator:
             component=options.member,
         )
 
-    def _alignment_mask(self, item: NDArray[np.int32], seed: int) -> NDArray[np.bool_]:
+    def _alignment_mask(self, item: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Return a mask of events to keep: a random subset whose bucket shares come closest to the real ones."""
         from scalr_prod.generation import bucket_shares, keep_counts
 
@@ -214,7 +212,7 @@ class SplitTranslator:
         counts = np.round(self.split.real.popularity()).astype(np.int64)
         bucket = self.popularity_bucket[item]
         keep = keep_counts(np.bincount(bucket, minlength=buckets), bucket_shares(counts, self.popularity_bucket, buckets))
-        order = np.lexsort((np.random.default_rng(seed).random(len(item)), bucket))
+        order = np.lexsort((np.random.default_rng(0).random(len(item)), bucket))
         begin = np.searchsorted(bucket[order], np.arange(buckets))
         keep_mask = np.zeros(len(item), dtype=bool)
         keep_mask[order[np.arange(len(item)) - begin[bucket[order]] < keep[bucket[order]]]] = True

@@ -106,7 +106,9 @@ def replay_settings(settings: Settings, window: LateWindow) -> tuple[Settings, i
         live = {one.run_id: one for one in ledger.publications.live()}
     canary = Canary.from_publication(live[spec.run_id].canary if spec.run_id in live else None)
     users = settings.experiment.model_copy(update={"canary": canary.share if canary else 0.0})
-    original = {"mode": spec.mode, "seed": spec.seed, "contexts": "events", "shortlist": None, **spec.settings["generation"]}
+    # The run's volume and temperature are limited already.
+    original = {"mode": spec.mode, "seed": spec.seed, "contexts": "events", "shortlist": None, "max_synthetic_ratio": 0.0}
+    original |= spec.settings["generation"]
     times = {"start": window.start, "end": window.end, "as_of": window.as_of}
     generation = settings.generation.model_copy(update=original | times)
     replay = settings.model_copy(update={"generation": generation, "experiment": users})

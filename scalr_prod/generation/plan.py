@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.core.calendar import add_days
 from scalr_prod.core.delta_log import files_dataset
 from scalr_prod.core.timestamps import micros_to_datetime
-from scalr_prod.errors import EmptyWindow, TrainedPastWindow
+from scalr_prod.errors import EmptyWindow, TrainedPastWindow, TranslatorError
 from scalr_prod.generation.encoding import count_contexts
 from scalr_prod.ledger import Ledger, RunSpec, RunWindow, TranslatorPin
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
@@ -83,7 +83,8 @@ def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSp
         TrainedPastWindow: The translator has learned from what came after the window's start (``causal``) or ``as_of``
             (``backfill``).
         TranslatorNotFound: No such version, or none at all.
-        TranslatorError: It learned from users who were erased, and ``[forgetting] grace_days`` are over.
+        TranslatorError: It learned from users who were erased, and ``[forgetting] grace_days`` are over; or its histories were of
+            another length.
         TableNotFound: A stage was skipped.
     """
     from scalr_prod.lake import Lake
@@ -278,4 +279,12 @@ def _choose_version(settings: Settings, version: int | None, limit: datetime) ->
             next_step=_TRAIN_HINT.format(limit=limit.isoformat()),
         )
     ensure_retrained_in_time(settings, translator.version)
+    trained_length = translator.manifest.get("history_length", settings.histories.length)
+    if trained_length != settings.histories.length:
+        raise TranslatorError(
+            f"translator version {translator.version} was trained on histories of {trained_length} events, not "
+            f"{settings.histories.length}",
+            where="[histories] length",
+            next_step=f"train a new version: scalr translator train; or set [histories] length = {trained_length}",
+        )
     return translator

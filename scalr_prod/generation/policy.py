@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.atomic_io import write_text
@@ -221,6 +221,8 @@ def _with_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
 
 def settings_digest(settings: Settings) -> str:
     """Return the digest of the settings that an evaluation depends on and that a policy does not set."""
+    from scalr_prod.translator import target_weighting
+
     domains: dict[str, Any] = {"source": _DOMAIN_KEYS, "target": _DOMAIN_KEYS}
     if settings.domains.sources:
         domains = {"sources": dict.fromkeys(settings.domains.sources, _DOMAIN_KEYS), "target": _DOMAIN_KEYS}
@@ -233,6 +235,8 @@ def settings_digest(settings: Settings) -> str:
     ]
     if settings.training_set.popularity_discount:
         parts.append({"popularity_discount": settings.training_set.popularity_discount})
+    if (weighting := target_weighting(settings)).columns:
+        parts.append(asdict(weighting))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

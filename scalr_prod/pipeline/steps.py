@@ -11,6 +11,8 @@ from scalr_prod.pipeline.context import PipelineContext
 from scalr_prod.pipeline.stale_outputs import CorrectedWindow, is_version_stale, stale_publications
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from scalr_prod.config import Settings
     from scalr_prod.ledger import Publication, RunSpec
     from scalr_prod.pipeline.context import StageReport
@@ -144,9 +146,10 @@ def late(context: PipelineContext) -> StageReport | None:
     from scalr_prod.generation import LateReport, late_windows, replay_settings
 
     corrected = [
-        _republish_corrected(context, publication, spec)
+        window
         for publication, spec in stale_publications(context.settings)
         if publication.run_id != context.run_id
+        for window in _republish_corrected(context, publication, spec)
     ]
     window = context.spec or context.settings.generation  # on a day without source events there is no run
     if not context.settings.generation.lookback or window.start is None or window.end is None:
@@ -167,28 +170,42 @@ def late(context: PipelineContext) -> StageReport | None:
     return LateReport(windows, late_events.too_late, corrected)
 
 
-def _republish_corrected(context: PipelineContext, publication: Publication, spec: RunSpec) -> CorrectedWindow:
-    """Republish a window whose events were replaced; remove it if the current run covers it, or if it has no events left."""
-    from scalr_prod.generation import LateWindow, replay_settings
+def _republish_corrected(context: PipelineContext, publication: Publication, spec: RunSpec) -> list[CorrectedWindow]:
+    """Republish a window whose events were replaced, where the current run does not cover it; remove what is left of its rows."""
     from scalr_prod.publication import rollback_run
+
+    start, end = publication.start, publication.end
+    remaining = [(start, end)] if context.spec is None else _outside(start, end, context.spec)
+    windows = [_republish_window(context, publication, spec, *bounds) for bounds in remaining]
+    windows = windows or [CorrectedWindow(start, end, publication.run_id)]  # the current run has replaced all of it
+    if not any(window.error for window in windows) and not all(window.run_id for window in windows):
+        rollback_run(context.settings, publication.run_id)
+    return windows
+
+
+def _outside(start: datetime, end: datetime, run: RunSpec) -> list[tuple[datetime, datetime]]:
+    """Return the parts of a window before and after that of a run; all of it if they do not overlap."""
+    return [(first, last) for first, last in ((start, min(end, run.start)), (max(start, run.end), end)) if first < last]
+
+
+def _republish_window(
+    context: PipelineContext, publication: Publication, spec: RunSpec, start: datetime, end: datetime
+) -> CorrectedWindow:
+    """Republish a window, or part of one, with the settings of its run; it has no run id if no source event is left."""
+    from scalr_prod.generation import LateWindow, replay_settings
     from scalr_prod.translator import train
 
-    start, end, run_id = publication.start, publication.end, None
-    covered = context.spec is not None and start < context.spec.end and context.spec.start < end
     try:
-        if not covered:
-            window = LateWindow(start, end, spec.as_of, publication.run_id, 0, 0)
-            again, version = replay_settings(context.settings, window)
-            if version is None or is_version_stale(context.settings, version):
-                version = train(again, trained_until=spec.translator_trained_until, progress=context.progress).version
-            run_id = _republish(context, again, version, f"events of {publication.run_id} were replaced")
+        again, version = replay_settings(context.settings, LateWindow(start, end, spec.as_of, publication.run_id, 0, 0))
+        if version is None or is_version_stale(context.settings, version):
+            version = train(again, trained_until=spec.translator_trained_until, progress=context.progress).version
+        run_id = _republish(context, again, version, f"events of {publication.run_id} were replaced")
     except EmptyWindow:
-        logger.info("%s no longer has any source event", publication.run_id)
+        logger.info("%s no longer has any source event from %s on", publication.run_id, start.isoformat())
+        return CorrectedWindow(start, end, publication.run_id)
     except (QualityGateFailed, TranslatorError) as error:
         logger.exception("the window from %s on could not be republished", start.isoformat())
         return CorrectedWindow(start, end, publication.run_id, error=f"{type(error).__name__}: {error.found}")
-    if run_id is None:
-        rollback_run(context.settings, publication.run_id)
     return CorrectedWindow(start, end, publication.run_id, run_id)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scalr_prod.translator.context_batch import ContextBatch
     from scalr_prod.translator.data.contexts import ALL_USERS, COLD_USERS, NO_ITEM, PADDING, ConsumedItems, Contexts, Samples
     from scalr_prod.translator.data.domain_log import DomainLog, pair_log, with_first_items
-    from scalr_prod.translator.data.event_log import EventLog, data_end
+    from scalr_prod.translator.data.event_log import EventLog, data_end, target_weighting
     from scalr_prod.translator.data.training_pairs import Parameters, TrainingSlice
     from scalr_prod.translator.devices import resolve_device
     from scalr_prod.translator.estimators.protocol import Estimator, ProductEstimator
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         models_dir,
         record_version,
         resolve_version,
+        version_numbers,
     )
     from scalr_prod.translator.reliability import ReliabilityClass
     from scalr_prod.translator.requests import MAX_ABS_TIME_US, RequestBounds, check_sampling
@@ -93,8 +94,10 @@ __all__ = [
     "resolve_device",
     "resolve_version",
     "retraining_reason",
+    "target_weighting",
     "time_quantile",
     "train",
+    "version_numbers",
     "with_first_items",
 ]
 
@@ -144,8 +147,10 @@ __getattr__ = lazy_exports(
         "record_version": "registry",
         "resolve_version": "registry",
         "retraining_reason": "retraining",
+        "target_weighting": "data.event_log",
         "time_quantile": "trainer",
         "train": "training",
+        "version_numbers": "registry",
         "with_first_items": "data.domain_log",
     },
 )

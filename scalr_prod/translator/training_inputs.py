@@ -32,11 +32,12 @@ def default_trained_until(settings: Settings) -> datetime:
     """Return the ``trained_until`` that a run with these settings needs.
 
     In ``backfill`` mode it is ``[generation] as_of``, else ``end``, else the end of the data. In ``causal`` mode it is ``start``, else a
-    calendar day before the end of the data.
+    calendar day before ``end``, else a calendar day before the end of the data.
     """
     generation = settings.generation
     if generation.mode == "causal":
-        return generation.start or add_days(data_end(Lake.open(settings)), -1, settings.project.timezone)
+        end = generation.end or data_end(Lake.open(settings))
+        return generation.start or add_days(end, -1, settings.project.timezone)
     return generation.as_of or generation.end or data_end(Lake.open(settings))
 
 

@@ -274,6 +274,8 @@ def test_a_window_with_late_events_is_published_again_for_whom_it_was(project):
     shares = [replay_settings(settings, one)[0].experiment.canary for one in found]
     assert shares == [0.4, 0.0]
     assert {replay_settings(settings, one)[0].generation.shortlist for one in found} == {None}, "their runs scored all"
+    ratios = {replay_settings(settings, one)[0].generation.max_synthetic_ratio for one in found}
+    assert ratios == {0}, "the volume and the temperature of their runs are limited already"
     widen_canaries(settings)
     assert [one.published_by for one in late_windows(settings, hour(200), hour(300), hour(300)).windows] == [
         first.run_id,

@@ -131,7 +131,7 @@ def test_an_event_that_was_changed_by_its_id_leaves_no_trace_of_the_former_one(n
             same(project, other)
 
 
-def weekly(config, number):
+def weekly(config, number: float):
     from scalr_prod.pipeline import PipelineContext, execute_stages, stages_to
 
     start = TRAINED + number * WEEK
@@ -181,3 +181,27 @@ def test_windows_that_a_correction_reaches_are_published_anew_and_the_others_sta
         # The first week is still that of its own run.
         first = rows[rows["event_timestamp"] < second]
         assert set(first["run_id"]) == {run_id for run_id, spec in before.items() if spec.start == TRAINED}
+
+
+@pytest.mark.long
+def test_of_a_window_that_the_current_run_overlaps_the_rest_is_published_anew(never, tmp_path):
+    _, pristine = never
+    shutil.copytree(pristine, tmp_path / "base")
+    config = tmp_path / "base" / "scalr.toml"
+    logs = pd.read_parquet(pristine / "s.parquet")
+    wrong = logs[logs["timestamp"].between(TRAINED, TRAINED + WEEK)].iloc[::3].assign(item_id="s1")
+    pd.concat([logs, wrong]).to_parquet(tmp_path / "base" / "s.parquet")
+    with Project.open(config) as project:
+        project.ingest()
+        project.histories()
+        project.train(TRAINED)
+        (former,) = [weekly(config, 0).run_id]
+        logs.to_parquet(tmp_path / "base" / "s.parquet")
+        project.ingest("source", replace=TRAINED)
+        (found,) = weekly(config, 0.5).reports["late"].corrected
+        assert (found.published_by, found.start, found.end) == (former, TRAINED, TRAINED + WEEK / 2)
+        assert found.run_id is not None
+        assert not stale(project)
+        rows = rows_of(project, Table.SYNTHETIC_TARGET_EVENTS)
+        assert set(rows["run_id"]) == {found.run_id, *(run.run_id for run in project.runs() if run.spec.start > TRAINED)}
+        assert (rows.loc[rows["run_id"] == found.run_id, "event_timestamp"] < TRAINED + WEEK / 2).all()

@@ -38,6 +38,7 @@ from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 from scalr_prod.training_set import TrainingSet, build_training_set
+from scalr_prod.translator import train
 
 pytestmark = pytest.mark.usefixtures("at_hand", "short_search")
 #: Evaluates, or makes, a project of its own; the other tests share one.
@@ -320,6 +321,7 @@ def test_every_user_is_new_once_and_nothing_of_a_new_user_reaches_a_model(transl
         assert np.array_equal(np.sort(others.weight), np.sort(before.weight))
         of_new = own.take(new[own.user])
         met_again += int((np.asarray(had[of_new.user, of_new.item]).ravel() > 0).sum())
+        assert (fold.held_out[new] > 0).multiply(had[new] > 0).nnz == (had[new] > 0).nnz, "no negative is an item that they had"
         relevant = fold.relevant[fold.users]
         assert (relevant.sum(1) >= scene.relevant[fold.users].sum(1)).all()
     assert met_again > 0, "to a new user, what the user had is proposed like anything else"
@@ -330,7 +332,10 @@ def test_every_user_is_new_once_and_nothing_of_a_new_user_reaches_a_model(transl
 def test_what_is_published_is_what_is_drawn(translated):
     scene, translation = translated
     how = DrawOptions(3, 0.5, min_lift=1.0, align=False)
-    events = publish_synthetic_events(scene, how).events
+    # The home also has a later version, as after an evaluation with other settings.
+    other = scene.settings.model_copy(update={"translator": scene.settings.translator.model_copy(update={"seed": 1})})
+    assert train(other, trained_until=scene.cutoff).version > translation.version
+    events = publish_synthetic_events(scene, how, translation.version).events
     real, published = events.real, events.synthetic
     drawn = translation.draw(how)
     assert len(published) > 100
@@ -350,7 +355,7 @@ def test_with_an_event_as_context_what_is_published_is_what_is_drawn(make_projec
     split = EvaluationSplit.from_settings(settings, CUTOFF, end=None, cold_fraction=0.0, name="test")
     translation, how = SplitTranslator.from_split(split), DrawOptions(2, 0.5)
     assert len(translation.user) > 2 * len(np.unique(translation.user))
-    published, drawn = publish_synthetic_events(split, how).events.synthetic, translation.draw(how)
+    published, drawn = publish_synthetic_events(split, how, translation.version).events.synthetic, translation.draw(how)
     order, other = (np.lexsort((events.time, events.item, events.user)) for events in (published, drawn))
     for column in ("user", "item", "time"):
         assert np.array_equal(getattr(published, column)[order], getattr(drawn, column)[other])

@@ -116,11 +116,12 @@ class TritonScorer(Scorer):
         shortlist: int | None = None,
     ) -> Iterator[Samples]:
         """Yield the answer to each batch, in order, with several requests in flight; see `Scorer.sample_stream`."""
+        drawn = min(k, self._catalogue_size)  # a server refuses more draws than there are items
         encoded = (
-            encode_request(batch, k=k, temperature=temperature, min_lift=min_lift, shortlist=shortlist) for batch in batches
+            encode_request(batch, k=drawn, temperature=temperature, min_lift=min_lift, shortlist=shortlist) for batch in batches
         )
-        for answer in self._stream(encoded, SAMPLE_OUTPUTS, k):
-            yield Samples(**answer)
+        for answer in self._stream(encoded, SAMPLE_OUTPUTS, drawn):
+            yield Samples(**answer).padded(k)
 
     def score(self, contexts: Contexts, candidates: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return P(item | context) and P(item) of given candidates; see `Scorer.score`."""

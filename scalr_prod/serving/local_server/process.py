@@ -29,7 +29,7 @@ from scalr_prod.serving.local_server.server_state import (
 )
 from scalr_prod.serving.model_repository import configured_versions, install_version, write_config
 from scalr_prod.serving.promotion_stack import promoted_versions
-from scalr_prod.translator import load_version
+from scalr_prod.translator import load_version, version_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -148,7 +148,7 @@ def start_locked(settings: Settings, versions: Iterable[int], *, keep_running: b
     # A stopped server leaves no record; one that exited by itself is restarted with all versions that it held.
     to_load = {*versions}
     if existing is not None:
-        to_load |= {*configured_versions(settings)}
+        to_load |= {*configured_versions(settings)} & {*version_numbers(settings.home)}  # retention removes old ones
         _remove_leftovers(existing)
     for version in sorted(to_load):
         install_version(settings, load_version(settings, version))

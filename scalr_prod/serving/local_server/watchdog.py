@@ -136,7 +136,7 @@ class _Watchdog(threading.Thread):
         """Return whether fewer instances run than were seen before, up to the configured number; more may be starting."""
         import psutil
 
-        program, running = str(model_folder(self._settings) / str(self._version)), 0
+        program, running = f"{model_folder(self._settings) / str(self._version)}/", 0
         try:
             for process in psutil.Process(record.pid).children(recursive=True):
                 ended = process.status() in {psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED}

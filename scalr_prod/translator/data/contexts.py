@@ -171,6 +171,13 @@ class Samples(_Rows):
             prior=np.concatenate([batch.prior for batch in batches]),
         )
 
+    def padded(self, k: int) -> Samples:
+        """Return K draws per context, the additional ones with no item left."""
+        if k == self.items.shape[1]:
+            return self
+        fillers = {"items": NO_ITEM, "probabilities": 0, "prior": 0}
+        return Samples(**{name: _pad(getattr(self, name), k, filler, left=False) for name, filler in fillers.items()})
+
 
 def _check(name: str, array: NDArray[Any], dtype: type[np.generic], shape: tuple[int | None, ...]) -> None:
     if array.dtype != dtype:

@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from conftest import write_toml
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import EvaluationError
+from scalr_prod.evaluation.result_cache import _computation_identity
 from scalr_prod.generation.policy import Policy, apply_policy, logs_digest, policy_path, settings_digest, why_not_generated
 
 
@@ -161,3 +163,20 @@ def test_a_policy_of_when_lambda_was_a_factor_on_each_row_is_not_applied(two_dom
     replace(policy_of(settings), settings=digest[:16]).write(policy_path(settings))
     assert apply_policy(settings)[0] == settings
     assert "by an earlier version" in caplog.text
+
+
+def test_a_verdict_is_of_the_events_that_the_translator_learns_from(two_domains):
+    settings = load_settings(write_toml(two_domains))
+    weighed = {
+        "types": {"view": 0.1, "buy": 1.0},
+        "columns": settings.domains.target.columns.model_copy(update={"event_type": "t"}),
+    }
+
+    def with_target(**changes):
+        target = settings.domains.target.model_copy(update=weighed | changes)
+        return settings.model_copy(update={"domains": settings.domains.model_copy(update={"target": target})})
+
+    learned, downstream = with_target(), with_target(weights_for="downstream")
+    assert settings_digest(learned) != settings_digest(downstream)
+    split = SimpleNamespace(settings=learned), SimpleNamespace(settings=downstream)
+    assert len({json.dumps(_computation_identity(one), sort_keys=True) for one in split}) == 2

@@ -10,7 +10,7 @@ import pytest
 from support.lakes import mark_home
 
 from scalr_prod.config.settings import load_settings
-from scalr_prod.errors import EmptyWindow, TableNotFound, TrainedPastWindow, TranslatorNotFound
+from scalr_prod.errors import EmptyWindow, TableNotFound, TrainedPastWindow, TranslatorError, TranslatorNotFound
 from scalr_prod.generation import plan_run, preview_run
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState
@@ -53,10 +53,11 @@ def project(tmp_path):
     return load
 
 
-def add_version(settings, version: int, trained_until: datetime) -> None:
+def add_version(settings, version: int, trained_until: datetime, **facts) -> None:
     folder = settings.home / "models" / "translator" / str(version)
     folder.mkdir(parents=True)
     manifest = {"version": version, "sha256": f"{version:064x}", "trained_until": trained_until.isoformat(), "folds": 2}
+    manifest |= facts
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with Ledger.open(settings) as ledger:
         ledger.models.record(
@@ -207,3 +208,13 @@ def test_real_events_count_once_they_are_known(project):
     settings = project(end=T0 + 2 * DAY, as_of=T0 + 3 * DAY, max_synthetic_ratio=4)
     add_version(settings, 1, T0)
     assert plan_run(settings).settings["generation"]["events_per_source_event"] == 4
+
+
+def test_a_translator_of_other_histories_is_refused(project):
+    settings = project()
+    add_version(settings, 1, LAST, history_length=settings.histories.length)
+    assert plan_run(settings, version=1).translator_version == 1
+    add_version(settings, 2, LAST, history_length=7)
+    with pytest.raises(TranslatorError, match="version 2 was trained on histories of 7 events, not 50") as caught:
+        plan_run(settings, version=2)
+    assert "set [histories] length = 7" in str(caught.value)

@@ -8,13 +8,14 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from scalr_prod.errors import ServingError
 from scalr_prod.serving import start_triton, stop_triton
-from scalr_prod.serving.local_server import process
+from scalr_prod.serving.local_server import process, watchdog
 from scalr_prod.serving.local_server.launch import child_processes
 from scalr_prod.serving.local_server.server_state import ServerRecord, server_user
 
@@ -114,3 +115,40 @@ def test_a_watchdog_outlives_a_probe_that_fails(monkeypatch, caplog):
     watchdog._Watchdog(None, 1).run()
     assert not answers
     assert "could not be probed" in caplog.text
+
+
+def test_a_restart_loads_those_of_its_versions_that_retention_kept(launched, settings, monkeypatch):
+    record = launched("pass")
+    child_processes[record.pid].wait()
+    loaded = []
+    for name, found in {
+        "read_record": lambda _: record,
+        "configured_versions": lambda _: [1, 2, 3],
+        "version_numbers": lambda _: [2, 3, 4],
+        "find_environment": lambda _: None,
+        "prepare_backend_folder": lambda *_: None,
+        "load_version": lambda _, version: version,
+        "install_version": lambda _, version: loaded.append(version),
+        "write_config": lambda *_: None,
+    }.items():
+        monkeypatch.setattr(process, name, found)
+    monkeypatch.setattr(process, "launch_server", lambda *_, **__: (_ for _ in ()).throw(ServingError("no server here")))
+    with pytest.raises(ServingError, match="no server here"):
+        process.start_locked(settings, [4], keep_running=False)
+    assert loaded == [2, 3, 4]
+
+
+def test_the_processes_of_another_version_are_not_counted(settings, monkeypatch):
+    """Version 10 begins as version 1 does."""
+    folder = str(watchdog.model_folder(settings))
+    running = [f"{folder}/{version}/model.py" for version in (1, 1, 10, 10)]
+    monkeypatch.setattr(watchdog, "configured_instances", lambda _: 2)
+    monkeypatch.setattr(
+        psutil, "Process", lambda _: SimpleNamespace(children=lambda **_: [
+            SimpleNamespace(status=lambda: "sleeping", cmdline=lambda path=path: ["stub", path]) for path in running
+        ])
+    )  # fmt: skip
+    guard, record = watchdog._Watchdog(settings, 1), SimpleNamespace(pid=1)
+    assert not guard._has_lost_process(record)
+    running.pop(0)
+    assert guard._has_lost_process(record)

@@ -26,7 +26,7 @@ from scalr_prod.serving.client.retry import Deadline, RequestLimits, RequestOpti
 from scalr_prod.serving.client.transport import RequestFailure
 from scalr_prod.serving.client.triton import TritonScorer
 from scalr_prod.serving.client.wire import INPUTS, OUTPUTS, ModelIdentity, answer_requests, encode_request, request_key
-from scalr_prod.translator.data.contexts import Contexts, Samples
+from scalr_prod.translator.data.contexts import NO_ITEM, Contexts, Samples
 from scalr_prod.translator.requests import RequestBounds
 
 CATALOGUE = 50
@@ -544,3 +544,12 @@ def test_waiting_requests_are_joined_and_each_gets_its_own_rows():
 def test_a_scorer_is_never_pickled():
     with pytest.raises(TypeError, match="belongs to one process"):
         pickle.dumps(scorer(Server()))
+
+
+def test_of_a_small_catalogue_no_more_draws_are_asked_than_it_has_items():
+    """The others are empty, as if the model were in this process."""
+    (found,) = scorer(Server()).sample_stream([contexts(2)], CATALOGUE + 5)
+    assert found.items.shape == found.probabilities.shape == found.prior.shape == (2, CATALOGUE + 5)
+    assert (found.items[:, :CATALOGUE] >= 0).all()
+    assert (found.items[:, CATALOGUE:] == NO_ITEM).all()
+    assert not found.probabilities[:, CATALOGUE:].any()

@@ -100,6 +100,8 @@ def test_no_version_is_kept_that_learned_from_what_the_run_may_not_know(settings
     causal = changed(settings, "generation", mode="causal")
     assert find_kept_version(causal) is None, "it begins a day before the end"
     start = default_trained_until(settings)
+    ends = changed(causal, "generation", end=start - DAY)
+    assert default_trained_until(ends) == start - 2 * DAY, "the default window is the day before its end"
     assert find_kept_version(changed(causal, "generation", start=start, end=start + DAY)).version.version == 1
 
 
