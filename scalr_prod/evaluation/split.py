@@ -151,7 +151,7 @@ class EvaluationSplit:
                 f"only {len(tested)} users with earlier events interacted with a known target item from {cutoff.isoformat()} on; "
                 f"{MIN_TEST_USERS} are needed",
                 where="[downstream] cutoff",
-                next_step="choose an earlier cutoff, or ingest more target events",
+                next_step="choose a cutoff with events before and after it, or ingest more target events",
             )
         return cls(
             isolated,

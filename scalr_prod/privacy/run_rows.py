@@ -68,9 +68,12 @@ def find_run_files(settings: Settings, spec: RunSpec) -> list[Path]:
     Raises:
         GenerationError: The run has no rows.
     """
+    from pyarrow.parquet import read_metadata
+
     folder = run_folder(settings.home, spec.run_id)
     for name in ("accepted", "candidates"):
-        if files := sorted((folder / name).glob("*.parquet")):
+        files = sorted((folder / name).glob("*.parquet"))
+        if any(read_metadata(path).num_rows for path in files):
             return files
     raise GenerationError(
         "the run has no rows to measure",

@@ -142,7 +142,7 @@ def publish_for(settings: Settings, run_id: str, canary: Canary | None, *, is_wi
     check_exclusive_commits(Lake.open(settings))
     with open_run(settings, run_id) as run:
         last, outcome = run.confirm_pending()
-        live = None if last is None or (not is_widening and run.is_superseded(last)) else last
+        live = None if last is None or run.is_lost(last) or (not is_widening and run.is_superseded(last)) else last
         if live is not None and _covers(live, canary):
             report = PublicationReport.from_publication(live, outcome)
         else:
@@ -200,6 +200,13 @@ class RunInView:
                 attempts.append(last)
                 outcome = "recovered"
         return (attempts[-1] if attempts and attempts[-1].status is PublicationStatus.PUBLISHED else None), outcome
+
+    def is_lost(self, publication: Publication) -> bool:
+        """Return whether the view's table is another one than a publication was committed to: its folder was removed, or restored."""
+        lost = self.view.transaction_version(publication.key) is None
+        if lost:
+            logger.warning("%s: the view's table does not hold its publication any more: it is published again", self.run_id)
+        return lost
 
     def is_superseded(self, publication: Publication) -> bool:
         """Return whether other runs have replaced rows of a publication.

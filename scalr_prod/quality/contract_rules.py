@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.quality.contract_terms import ENGINE, SEVERITIES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 #: Names that the standard's version 3.0 had for metrics.
 _FORMER: Final = {"nullCheck": "nullValues", "duplicateCount": "duplicateValues"}
@@ -57,11 +57,8 @@ def type_entries(
         entries.append(_entry("expect_column_values_to_be_unique", {"column": column}))
     kwargs: dict[str, dict[str, Any]] = {}
     unknown = []
-    for key, value in options.items():
-        plain, exclusive = key, False
-        if key.startswith("exclusive"):
-            plain, exclusive = key.removeprefix("exclusive").lower(), True
-        kind, argument = _OPTIONS.get(plain, ("", ""))
+    for key, value, exclusive in _plain_options(options):
+        kind, argument = _OPTIONS.get(key, ("", ""))
         if kind and isinstance(value, str | date):
             sign = _BOUNDS[argument] + ("" if exclusive else "=")
             moments = f"CAST({_name(column)} AS TIMESTAMPTZ) {sign} CAST({_literal(value)} AS TIMESTAMPTZ)"
@@ -76,6 +73,18 @@ def type_entries(
         elif key not in _FORM:
             unknown.append(key)
     return [*entries, *(_entry(kind, asked) for kind, asked in kwargs.items())], unknown
+
+
+def _plain_options(options: Mapping[str, Any]) -> Iterator[tuple[str, Any, bool]]:
+    """Yield each option without ``exclusive`` in its key, its value, and whether that value is excluded.
+
+    Before version 3.1 of the standard, ``exclusiveMaximum`` is not a bound, but says whether ``maximum`` is excluded.
+    """
+    for key, value in options.items():
+        if not key.startswith("exclusive"):
+            yield key, value, options.get(f"exclusive{key.capitalize()}") is True
+        elif not isinstance(value, bool):
+            yield key.removeprefix("exclusive").lower(), value, True
 
 
 def suite_entry(rule: Mapping[str, Any], column: str | None, *, share: float | None) -> dict[str, Any] | None:
@@ -146,8 +155,11 @@ def _missing_entry(column: str | None, arguments: Mapping[str, Any], most: Mappi
     missing = arguments.get("missingValues")
     if column is None or not isinstance(missing, list) or most:
         return None
-    texts = ", ".join(_literal(value) for value in missing if value is not None)
-    conditions = [f"{_name(column)} IN ({texts})"] if texts else []
+    texts = ", ".join(_literal(value) for value in missing if isinstance(value, str))
+    numbers = ", ".join(_literal(value) for value in missing if value is not None and not isinstance(value, str))
+    # A text such as 'N/A' is no value of a column of numbers, and the other way round.
+    conditions = [f"CAST({_name(column)} AS VARCHAR) IN ({texts})"] if texts else []
+    conditions += [f"TRY_CAST({_name(column)} AS DOUBLE) IN ({numbers})"] if numbers else []
     conditions += [f"{_name(column)} IS NULL"] if None in missing else []
     return _query_entry(" OR ".join(conditions)) if conditions else None
 

@@ -60,8 +60,11 @@ def locate_dataset(dataset: str, settings: Settings | None) -> DatasetSource:
             return DatasetSource("training set", str((path / "rows").resolve()))
         if path.exists():
             return _table("parquet", str(path.absolute()), settings)
-        if any(sign in dataset for sign in "*?"):  # only the user's text is a pattern, not the current folder's name
-            return DatasetSource("parquet", str(Path(glob.escape(str(Path.cwd())), named)))
+    if any(sign in dataset for sign in "*?"):  # only the user's text is a pattern, not the folder's name
+        folders = [Path.cwd(), *([settings.base] if settings else [])]
+        patterns = [str(Path(glob.escape(str(folder)), named)) for folder in folders]
+        matching = (pattern for pattern in patterns if glob.glob(pattern))  # noqa: PTH207 - a pattern may be absolute
+        return DatasetSource("parquet", next(matching, patterns[0]))
     if settings is None:
         raise UnreadableInput("there is no such file or folder", where=dataset, next_step=f"{_NEXT} (with --config)")
     from scalr_prod.features import saved_dataset_location

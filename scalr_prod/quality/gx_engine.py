@@ -215,7 +215,7 @@ def validate_table(
 
     # For each type check it logs that it falls back from a DuckDB module to SQLAlchemy's types, which is intended.
     logging.getLogger("great_expectations.expectations.type_comparison").setLevel(logging.ERROR)
-    source = context.data_sources.add_sql(table, connection_string=url, create_temp_table=False)
+    source = context.data_sources.add_sql(table, connection_string=_escape_variables(url), create_temp_table=False)
     rows = source.add_table_asset(table, table_name=table).add_batch_definition_whole_table("all")
     chosen = context.suites.add(gx.ExpectationSuite(name=suite, expectations=list(expectations)))
     definition = context.validation_definitions.add(gx.ValidationDefinition(name=suite, data=rows, suite=chosen))
@@ -268,7 +268,12 @@ def _expectation(check: ExpectationSpec) -> Any:
 def _backend(root: Any, folder: str | None) -> dict[str, str]:
     if folder is None:
         return {"class_name": "InMemoryStoreBackend"}
-    return {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(root / folder)}
+    return {"class_name": "TupleFilesystemStoreBackend", "base_directory": _escape_variables(str(root / folder))}
+
+
+def _escape_variables(text: str) -> str:
+    """Escape ``$``: Great Expectations replaces ``$name`` in its configuration by a variable."""
+    return text.replace("$", r"\$")
 
 
 def _finding(rule: str, entry: Any, rows: int) -> ExpectationOutcome:

@@ -39,10 +39,13 @@ def attack_figures(settings: Settings, spec: RunSpec, files: Sequence[Path]) -> 
     membership, risks = settings.quality.max_membership_auc < 1, settings.quality.max_anonymity_risk < 1
     if not (membership or risks):
         return {}
+    from pyarrow.parquet import read_metadata
+
     from scalr_prod.privacy import RunAttacks, attack_run
 
     try:
-        found = attack_run(settings, spec, list(files), membership=membership, risks=risks) if files else RunAttacks()
+        has_rows = any(read_metadata(path).num_rows for path in files)
+        found = attack_run(settings, spec, list(files), membership=membership, risks=risks) if has_rows else RunAttacks()
     except TranslatorNotFound:
         found = RunAttacks()
     figures: dict[str, Any] = {}

@@ -518,14 +518,13 @@ def _version_with(home: Path, fingerprint: str) -> int | None:
     for version, folder in reversed(list_versions(home).items()):
         if not may_have_fingerprint(folder, fingerprint):
             continue
-        manifest = read_manifest(folder)
-        if manifest.get("fingerprint") == fingerprint:
-            try:
+        try:
+            manifest = read_manifest(folder)
+            if manifest.get("fingerprint") == fingerprint:
                 verify_files(folder, manifest)
-            except TrainingSetError as error:
-                logger.warning("%s; building a new version", error.found)
-                continue
-            return version
+                return version
+        except TrainingSetError as error:
+            logger.warning("%s; building a new version", error.found)
     return None
 
 

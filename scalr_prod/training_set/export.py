@@ -90,10 +90,10 @@ class ExportOptions:
         return [*columns, "epoch"] if self.epochs > 1 else columns
 
     def check(self) -> None:
-        """Ensure that the options fit together.
+        """Ensure that the options are valid and fit together.
 
         Raises:
-            TrainingSetError: There is no epoch, or several without a sample; or a sample of Parquet files.
+            TrainingSetError: The seed is negative; there is no epoch, or several without a sample; or a sample of Parquet files.
         """
         if self.format == "parquet" and self.mode == "sample":
             raise TrainingSetError(
@@ -103,6 +103,8 @@ class ExportOptions:
             )
         if self.epochs < 1:
             raise TrainingSetError(f"{self.epochs} epochs", where="epochs", next_step="choose 1 or more")
+        if self.seed < 0:
+            raise TrainingSetError(f"the seed is {self.seed}", where="seed", next_step="choose 0 or more")
         if self.epochs > 1 and self.mode == "column":
             raise TrainingSetError(
                 f"{self.epochs} epochs of rows that are not sampled",

@@ -95,7 +95,7 @@ def may_have_fingerprint(folder: Path, fingerprint: str) -> bool:
     try:
         return fingerprint.encode() in (folder / MANIFEST_FILE).read_bytes()
     except OSError:
-        return True  # `read_manifest` raises the error
+        return False
 
 
 def list_versions(folder: Path) -> dict[int, Path]:

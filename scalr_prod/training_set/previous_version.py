@@ -110,7 +110,11 @@ class PreviousVersion:
 def find_previous_version(home: Path, shape: str) -> PreviousVersion | None:
     """Find the latest version with the same columns and definitions; None if there is none."""
     for folder in reversed(list_versions(home).values()):
-        manifest = read_manifest(folder)
+        try:
+            manifest = read_manifest(folder)
+        except TrainingSetError as error:
+            logger.warning("%s: %s; its files are not reused", error.where, error.found)
+            continue
         if manifest.get("shape") == shape:
             parts = [DatasetPartition.from_json(entry) for entry in manifest["parts"]]
             return PreviousVersion(

@@ -359,7 +359,7 @@ print(json.dumps([found, {str(file): text for file, text in bag.import_errors.it
     assert done.returncode == 0, done.stderr
     found, errors = json.loads(done.stdout.splitlines()[-1])
     assert errors == {}
-    (broken,) = [name for name in found if name.endswith("_east")]
+    (broken,) = [name for name in found if "_east_" in name]
     assert set(found) == {f"scalr_{name}_{kind}" for name in ("north", "south") for kind in KINDS} | {broken}
     for name in ("north", "south"):
         assert found[f"scalr_{name}_events"][0] == str(tmp_path / name / "scalr.toml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 
 import pandas as pd
@@ -20,7 +21,7 @@ from scalr_prod.errors import CommitFailed, PublicationError
 from scalr_prod.lake.exclusive_commits import _check
 from scalr_prod.ledger import Ledger, PublicationStatus, RunSpec, RunState, run_folder
 from scalr_prod.publication import publish, rollback_run
-from scalr_prod.schemas import Table, generated_event_schema
+from scalr_prod.schemas import Table, generated_event_schema, table_schema
 
 #: Starts a store; unit/lake/test_exclusive_commits.py has what is found out about one.
 long = pytest.mark.long
@@ -50,6 +51,18 @@ def test_a_validated_run_appears_whole(project):
         last = ledger.publications.last(spec.run_id)
         assert (last.status, last.delta_version, last.rows) == (PublicationStatus.PUBLISHED, report.delta_version, 200)
     assert project.lake.commit_version(VIEW, last.key) == report.delta_version
+
+
+def test_a_run_whose_table_was_lost_is_published_again(project):
+    spec = project.accepted()
+    publish(project.settings, spec.run_id)
+    before = project.view()
+    shutil.rmtree(project.lake.uri(VIEW))
+    project.lake.create(VIEW, table_schema(VIEW, **IDS))
+    report = publish(project.settings, spec.run_id)
+    assert (report.outcome, report.rows, report.attempt) == ("published", 200, 2)
+    pd.testing.assert_frame_equal(project.view(), before)
+    assert publish(project.settings, spec.run_id).outcome == "already_published"
 
 
 @long

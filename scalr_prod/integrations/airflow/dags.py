@@ -7,6 +7,7 @@ names the `scalr` command of another environment.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -138,7 +139,9 @@ def _read_listed_project(file: Path) -> ListedProject:
     try:
         settings = load_settings(file)
     except SettingsError as error:
-        return ListedProject(re.sub(r"\W+", "_", f"{file.parent.name}_{file.stem}"), str(file), error=str(error))
+        # The digest tells projects in folders of the same name apart.
+        digest = hashlib.sha256(str(file).encode()).hexdigest()[:6]
+        return ListedProject(re.sub(r"\W+", "_", f"{file.parent.name}_{file.stem}_{digest}"), str(file), error=str(error))
     return ListedProject(settings.project_name, str(file), settings.project.timezone)
 
 

@@ -215,6 +215,16 @@ def test_a_file_that_cannot_be_read_says_why_and_stops_no_other(settings, tmp_pa
     assert second.error is None
 
 
+def test_files_in_folders_of_one_name_that_cannot_be_read_stop_no_other(settings, tmp_path):
+    files = [tmp_path / folder / "shop" / "scalr.toml" for folder in ("a", "b")]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.write_text("[domains")
+    found = list_projects(os.pathsep.join(map(str, [*files, settings.base / "scalr.toml"])))
+    assert len({project.name for project in found}) == 3
+    assert [bool(project.error) for project in found] == [True, True, False]
+
+
 def test_two_files_of_one_project_are_refused(settings, tmp_path):
     copy = shutil.copy(settings.base / "scalr.toml", tmp_path / "copy.toml")
     with pytest.raises(SettingsError, match="are of one project") as caught:

@@ -314,3 +314,66 @@ def test_the_commands(settings, tmp_path):
     said = runner.invoke(app, ["quality", "import-contract", orders, *columns, "--json", "--suite", str(tmp_path / "s.yaml")])
     assert json.loads(said.stdout)["suite"] == str(tmp_path / "s.yaml")
     assert runner.invoke(app, ["quality", "import-contract", orders, "--column", "user"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "broken"),
+    [
+        ({"maximum": 100, "exclusiveMaximum": True}, 1),
+        ({"exclusiveMaximum": True, "maximum": 100}, 1),
+        ({"maximum": 100, "exclusiveMaximum": False, "minimum": 0, "exclusiveMinimum": False}, 0),
+        ({"exclusiveMaximum": 100}, 1),
+    ],
+)
+def test_before_version_3_1_an_exclusive_bound_is_yes_or_no(tmp_path, monkeypatch, options, broken):
+    monkeypatch.chdir(tmp_path)
+    properties = [
+        {"name": "customer_id", "logicalType": "string"},
+        {"name": "sku", "logicalType": "string"},
+        {"name": "at", "logicalType": "timestamp"},
+        {"name": "price", "logicalType": "number", "logicalTypeOptions": options},
+    ]
+    contract = foreign(schema=[{"name": "orders", "properties": properties}])
+    found = import_contract(put(tmp_path / "orders.yaml", contract), columns=COLUMNS)
+    rows = {
+        "price": [0.0, 99.0, 100.0],
+        "customer_id": ["a"] * 3,
+        "sku": ["b"] * 3,
+        "at": [datetime(2024, 1, 1, tzinfo=UTC)] * 3,
+    }
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    verdict = check_dataset("rows.parquet", suite=write_contract_suite(tmp_path / "checks.yaml", found))
+    assert sum(rule.outcome != "passed" for rule in verdict.rules) == broken
+
+
+def test_values_that_stand_for_a_missing_one_may_be_of_another_type(tmp_path, monkeypatch):
+    """The standard's own example, at a column of numbers; and a number at a column of texts."""
+    monkeypatch.chdir(tmp_path)
+    rule = {"metric": "missingValues", "mustBe": 0, "arguments": {"missingValues": [None, "", "N/A", -1]}}
+    properties = [
+        {"name": "customer_id", "logicalType": "string"},
+        {"name": "sku", "logicalType": "string", "quality": [rule]},
+        {"name": "at", "logicalType": "timestamp"},
+        {"name": "price", "logicalType": "number", "quality": [rule]},
+    ]
+    contract = foreign(schema=[{"name": "orders", "properties": properties}])
+    found = import_contract(put(tmp_path / "orders.yaml", contract), columns=COLUMNS)
+    suite = write_contract_suite(tmp_path / "checks.yaml", found)
+
+    def outcomes(prices: list[float]) -> list[str]:
+        rows = {"price": prices, "customer_id": ["a"] * 2, "sku": ["b"] * 2, "at": [datetime(2024, 1, 1, tzinfo=UTC)] * 2}
+        pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+        return sorted(rule.outcome for rule in check_dataset("rows.parquet", suite=suite).rules)
+
+    assert outcomes([0.0, 5.0]) == ["passed", "passed"]
+    assert outcomes([0.0, -1.0]) == ["failed", "passed"]
+
+
+def test_a_folder_with_a_dollar_in_its_name_is_no_variable(tmp_path, monkeypatch):
+    folder = tmp_path / "a$b"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    pq.write_table(pa.table({"customer_id": ["a"]}), folder / "rows.parquet")
+    suite = folder / "checks.yaml"
+    suite.write_text("expectations:\n- type: expect_column_values_to_not_be_null\n  kwargs: {column: customer_id}\n")
+    assert check_dataset("rows.parquet", suite=suite).passed
