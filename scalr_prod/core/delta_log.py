@@ -41,7 +41,7 @@ __all__ = [
     "cast_batch",
     "diff_files",
     "duckdb_readable_files",
-    "ensure_files_exist",
+    "ensure_files_intact",
     "file_names",
     "file_part_dataset",
     "file_time_bounds",
@@ -116,7 +116,7 @@ def files_dataset(table: DeltaTable, names: frozenset[str] | None = None) -> ds.
     """Return a table's rows, or those of some of its files, as a pyarrow dataset.
 
     Raises:
-        LakeError: A file is missing.
+        LakeError: A file is missing or damaged.
     """
     with translate_store_errors():
         return delta_log.files_dataset(table, names)
@@ -126,30 +126,30 @@ def file_part_dataset(table: DeltaTable, files: FilePart) -> ds.Dataset:
     """Return the rows of a part of a table's files, as a pyarrow dataset.
 
     Raises:
-        LakeError: A file is missing.
+        LakeError: A file is missing or damaged.
     """
     with translate_store_errors():
         return delta_log.file_part_dataset(table, files)
 
 
-def ensure_files_exist(table: DeltaTable) -> list[str] | None:
-    """Check that every local file of a table exists: a reader may hang on a missing one.
+def ensure_files_intact(table: DeltaTable) -> list[str] | None:
+    """Check that every local file of a table exists, and is as long as the log says.
 
     Returns:
         Their paths, as `local_paths`.
 
     Raises:
-        LakeError: A file is missing.
+        LakeError: A file is missing or damaged.
     """
     with translate_store_errors():
-        return delta_log.ensure_files_exist(table)
+        return delta_log.ensure_files_intact(table)
 
 
 def duckdb_readable_files(table: DeltaTable) -> list[str] | None:
     """Return the paths of a table's files if DuckDB can read them directly, else None.
 
     Raises:
-        LakeError: A file is missing.
+        LakeError: A file is missing or damaged.
     """
     with translate_store_errors():
         return delta_log.duckdb_readable_files(table)
@@ -175,7 +175,7 @@ def latest_time(table: DeltaTable, columns: Sequence[str]) -> datetime | None:
         columns: Columns of times, without nulls.
 
     Raises:
-        LakeError: A file is missing.
+        LakeError: A file is missing or damaged.
     """
     names: set[str] = set()
     for column in columns:

@@ -6,19 +6,18 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from feast_delta.errors import DataFileMissing, DeltaStoreError, SpillError, TableMissing, WriteFailed
+from feast_delta.errors import DataFileDamaged, DataFileMissing, DeltaStoreError, SpillError, TableMissing, WriteFailed
 from scalr_prod.errors import CommitFailed, FeatureStoreError, LakeError, ScalrError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+_REBUILD: Final = "restore it from a copy; without one, move the table's folder away and rebuild the table: scalr run"
 #: Error of the store → error of this package, and its next step if another one than the store's.
 _TRANSLATED: Final[dict[type[DeltaStoreError], tuple[type[ScalrError], str | None]]] = {
-    DataFileMissing: (
-        LakeError,
-        "restore it from a copy; without one, move the table's folder away and rebuild the table: scalr run",
-    ),
+    DataFileDamaged: (LakeError, _REBUILD),
+    DataFileMissing: (LakeError, _REBUILD),
     SpillError: (LakeError, None),
     TableMissing: (FeatureStoreError, "run: scalr ingest, then: scalr histories"),
     WriteFailed: (CommitFailed, None),

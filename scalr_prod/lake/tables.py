@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.core.delta_log import arrow_schema, cast_batch, ensure_files_exist, first_missing_file, local_paths
+from scalr_prod.core.delta_log import arrow_schema, cast_batch, ensure_files_intact, first_missing_file, local_paths
 from scalr_prod.errors import CommitFailed, LakeError
 from scalr_prod.lake.commits import (
     NO_METADATA,
@@ -177,7 +177,7 @@ class Lake(TableStore):
         """Return the table as a lazy pyarrow dataset with filter pushdown; DuckDB and Polars can scan it."""
         opened = self.open_table(table, version=version)
         if version is None:
-            ensure_files_exist(opened)
+            ensure_files_intact(opened)
         return opened.to_pyarrow_dataset()
 
     def read(

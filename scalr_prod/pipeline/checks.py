@@ -80,11 +80,10 @@ def has_run_past(*states: str) -> Callable[[Settings], bool]:
 
 
 def has_training_set(settings: Settings) -> bool:
-    """Whether there is a training set."""
-    from scalr_prod.ledger import Ledger
+    """Whether a version of the training set that these settings name is there."""
+    from scalr_prod.training_set import list_versions
 
-    with Ledger.open(settings) as ledger:
-        return bool(ledger.datasets.find())
+    return bool(list_versions(settings.home / "datasets" / settings.training_set.name))
 
 
 def always_done(_: Settings) -> bool:

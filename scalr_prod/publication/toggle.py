@@ -12,6 +12,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.core.delta_log import row_count
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import PublicationError
 from scalr_prod.lake import open_project_lake, retry_on_new_version
@@ -130,7 +131,7 @@ def _report(settings: Settings, lake: Lake, *, changed: bool, online: bool = Fal
     version = lake.version(_VIEW)
     hidden_version = lake.hidden_version(_VIEW, version=version)
     rows_version = version if hidden_version is None else hidden_version
-    rows = lake.dataset(_VIEW, version=rows_version).count_rows() if lake.is_readable(_VIEW, rows_version) else None
+    rows = row_count(lake.open_table(_VIEW, version=rows_version)) if lake.is_readable(_VIEW, rows_version) else None
     since = None if hidden_version is None else lake.committed_at(_VIEW, hidden_version + 1)
     state = "enabled" if hidden_version is None else "disabled"
     return ToggleReport(state, changed, since, rows, version, waiting, online, canary)

@@ -109,14 +109,20 @@ def test_nothing_is_removed_from_a_table_that_lacks_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("table", [Table.SOURCE_EVENTS, pytest.param(Table.TARGET_EVENTS, marks=long)])
-def test_a_file_that_is_lost_is_named_by_whoever_reads_it(table, tmp_path):
-    """A stream over it waited for ever."""
+@pytest.mark.parametrize("is_lost", [True, False], ids=["lost", "cut off"])
+def test_a_file_that_is_lost_or_cut_off_is_named_by_whoever_reads_it(table, is_lost, tmp_path):
+    """A stream over a lost one waited for ever."""
     settings = load_settings(write_toml(make_two_domains(tmp_path)))
     ingest(settings)
     lost = next((settings.home / "lake" / table.value).glob("part-*"))
-    lost.unlink()
+    if is_lost:
+        lost.unlink()
+    else:
+        lost.write_bytes(lost.read_bytes()[:500])
     for read in (lambda: ingest(settings), lambda: Lake.open(settings).read(table), lambda: build_histories(settings)):
-        with pytest.raises(LakeError, match="is missing, though the table's log names it") as caught:
+        with pytest.raises(
+            LakeError, match="is missing, though the table's log names it" if is_lost else "has 500 bytes of the"
+        ) as caught:
             read()
         assert lost.name in str(caught.value)
         assert "scalr run" in caught.value.next_step

@@ -18,6 +18,7 @@ from support.meter_tables import METER, READINGS, hours, readings, skip_unless_f
 
 import feast_delta
 from feast_delta import (
+    DataFileDamaged,
     DataFileMissing,
     DeltaOfflineStoreConfig,
     DeltaStoreError,
@@ -208,6 +209,13 @@ class TestErrors:
         store.apply([METER, view_of(readings(tmp_path))])
         next((tmp_path / "readings").glob("*.parquet")).unlink()
         with pytest.raises(DataFileMissing, match="is missing, though the table's log names it"):
+            kwh(store, ("m1", 3))
+
+    def test_a_file_that_was_cut_off(self, store, tmp_path):
+        store.apply([METER, view_of(readings(tmp_path))])
+        file = next((tmp_path / "readings").glob("*.parquet"))
+        file.write_bytes(file.read_bytes()[:100])
+        with pytest.raises(DataFileDamaged, match="has 100 bytes of the"):
             kwh(store, ("m1", 3))
 
     def test_they_cross_processes_whole(self):

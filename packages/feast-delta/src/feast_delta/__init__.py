@@ -14,6 +14,7 @@ from feast_delta.version import __version__
 
 if TYPE_CHECKING:
     from feast_delta.errors import (
+        DataFileDamaged,
         DataFileMissing,
         DeltaStoreError,
         SpillError,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from feast_delta.retrieval_job import DeltaRetrievalJob
 
 __all__ = [
+    "DataFileDamaged",
     "DataFileMissing",
     "DeltaOfflineStore",
     "DeltaOfflineStoreConfig",

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote, urlparse
 
-from feast_delta.errors import DataFileMissing
+from feast_delta.errors import DataFileDamaged, DataFileMissing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 UNBOUNDED: Final = (-(2**62), 2**62)
 #: The log rounds times down to milliseconds; before 1970 rounding in both directions is allowed for.
 _ROUNDED_US: Final = 1_000
+
+_RESTORE: Final = "restore the file from a copy, or the table to a version that has all of its files"
 
 #: Glob characters, which a path that DuckDB reads must not hold.
 GLOB_CHARACTERS: Final = frozenset("*?[]{}")
@@ -93,10 +95,11 @@ def files_dataset(table: DeltaTable, names: frozenset[str] | None = None) -> ds.
 
     Raises:
         DataFileMissing: A file is missing.
+        DataFileDamaged: A file was cut off.
     """
     import pyarrow.dataset as ds
 
-    ensure_files_exist(table)
+    ensure_files_intact(table)
     if names is None:
         return table.to_pyarrow_dataset()
     if not _is_plain(table):
@@ -117,6 +120,7 @@ def file_part_dataset(table: DeltaTable, files: FilePart) -> ds.Dataset:
 
     Raises:
         DataFileMissing: A file is missing.
+        DataFileDamaged: A file was cut off.
     """
     import pyarrow.dataset as ds
 
@@ -147,23 +151,38 @@ def first_missing_file(paths: Sequence[str] | None) -> str | None:
     return next((path for path in paths or () if not os.path.exists(path)), None)  # noqa: PTH110 - of each file
 
 
-def ensure_files_exist(table: DeltaTable) -> list[str] | None:
-    """Check that every local file of a table exists: a reader may hang on a missing one.
+def ensure_files_intact(table: DeltaTable) -> list[str] | None:
+    """Check that every local file of a table exists, which a reader may wait for, and is as long as the log says.
 
     Returns:
         Their paths, as `local_paths`.
 
     Raises:
         DataFileMissing: A file is missing.
+        DataFileDamaged: A file was cut off.
     """
     paths = local_paths(table)
     if (missing := first_missing_file(paths)) is not None:
         raise DataFileMissing(
-            f"{missing} is missing, though the table's log names it",
-            where=table.table_uri,
-            next_step="restore the file from a copy, or the table to a version that has all of its files",
+            f"{missing} is missing, though the table's log names it", where=table.table_uri, next_step=_RESTORE
         )
+    if paths is not None:
+        _ensure_not_cut_off(table)
     return paths
+
+
+def _ensure_not_cut_off(table: DeltaTable) -> None:
+    root, actions = unquote(urlparse(table.table_uri).path), _actions(table)
+    for name, size in zip(actions.column("path").to_pylist(), actions.column("size_bytes").to_pylist(), strict=True):
+        path = os.path.join(root, name)  # noqa: PTH118 - of each file
+        try:
+            found = os.stat(path).st_size  # noqa: PTH116 - of each file
+        except OSError:  # a name that the log encodes in another way
+            continue
+        if found < size:
+            raise DataFileDamaged(
+                f"{path} has {found} bytes of the {size} that the table's log names", where=table.table_uri, next_step=_RESTORE
+            )
 
 
 def duckdb_readable_files(table: DeltaTable) -> list[str] | None:
@@ -172,7 +191,7 @@ def duckdb_readable_files(table: DeltaTable) -> list[str] | None:
     Raises:
         DataFileMissing: A file is missing.
     """
-    files = ensure_files_exist(table) if _is_plain(table) else None
+    files = ensure_files_intact(table) if _is_plain(table) else None
     if files is None or any(GLOB_CHARACTERS & set(path) or not os.path.isabs(path) for path in files):  # noqa: PTH117 - of each file
         return None
     return files

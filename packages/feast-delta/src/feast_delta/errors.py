@@ -4,6 +4,7 @@
 DeltaStoreError      names where, what was found, what to do next
 ├── TableMissing     no Delta table at the path
 ├── DataFileMissing  a file that the table's log names does not exist
+├── DataFileDamaged  a file is shorter than the table's log says
 ├── TableNotWritable the settings do not let the store write to the table
 ├── SpillError       no folder for rows that do not fit in memory
 └── WriteFailed      nothing was written; safe to retry
@@ -11,7 +12,15 @@ DeltaStoreError      names where, what was found, what to do next
 
 from __future__ import annotations
 
-__all__ = ["DataFileMissing", "DeltaStoreError", "SpillError", "TableMissing", "TableNotWritable", "WriteFailed"]
+__all__ = [
+    "DataFileDamaged",
+    "DataFileMissing",
+    "DeltaStoreError",
+    "SpillError",
+    "TableMissing",
+    "TableNotWritable",
+    "WriteFailed",
+]
 
 
 class DeltaStoreError(Exception):
@@ -48,6 +57,10 @@ class TableMissing(DeltaStoreError):
 
 class DataFileMissing(DeltaStoreError):
     """A file that the table's log names does not exist."""
+
+
+class DataFileDamaged(DeltaStoreError):
+    """A file is shorter than the table's log says: it was cut off."""
 
 
 class TableNotWritable(DeltaStoreError):
