@@ -16,6 +16,7 @@ from scalr_prod.evaluation.arms import (
     WITH_SYNTHETIC,
 )
 from scalr_prod.evaluation.signal import Signal, classify_signal
+from scalr_prod.evaluation.split import MIN_TEST_USERS
 from scalr_prod.generation import SEGMENTS
 
 if TYPE_CHECKING:
@@ -238,10 +239,11 @@ def _by_group(effect: Effect, verdict: Mapping[str, Any]) -> str:
     if effect == "refused":
         return _best_by_group(parts)
     found = [
-        f"{_NEW_USERS if name == 'new' else _USERS[name]}{_cases(part)} {_percent(_over_strongest(part), 'lift_pct')}"
+        f"{_NEW_USERS if name == 'new' else _USERS[name]}{_cases(part)} "
+        + (_percent(_over_strongest(part), "lift_pct") if _has_enough_cases(part) else "too few to tell")
         for name, part in parts.items()
     ]
-    return f"Over the best method without synthetic events: {'; '.join(found)}."
+    return f"Over the best method of each group without synthetic events: {'; '.join(found)}."
 
 
 def _best_by_group(parts: Mapping[str, Mapping[str, Any]]) -> str:
@@ -252,6 +254,11 @@ def _best_by_group(parts: Mapping[str, Mapping[str, Any]]) -> str:
         return f"Best for all users: {_ARMS[next(iter(groups))]}."
     found = [f"{_ARMS[arm]} for {' and '.join(users)}" for arm, users in groups.items()]
     return f"Best: {'; '.join(found)}."
+
+
+def _has_enough_cases(part: Mapping[str, Any]) -> bool:
+    """Return whether a group's interval means anything: that of one user has no width."""
+    return int(part.get("cases", MIN_TEST_USERS)) >= MIN_TEST_USERS
 
 
 def _cases(part: Mapping[str, Any]) -> str:
@@ -343,7 +350,7 @@ def _table(
 
 def _lifts(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
     parts = {name: verdict if name == "all" else verdict.get(name) for name in _USERS}
-    found = {name: _over_strongest(part) for name, part in parts.items() if part is not None}
+    found = {name: _over_strongest(part) for name, part in parts.items() if part is not None and _has_enough_cases(part)}
     return [
         {"users": _USERS[name]}
         | {key: round(value) for key, value in zip(("lift_pct", "low", "high"), (lift["lift_pct"], *lift["ci95"]), strict=True)}

@@ -17,6 +17,7 @@ from scalr_prod.features.client import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     import pandas as pd
@@ -60,8 +61,10 @@ def retrieve_features(name: str, asked: FeatureRetrieval, settings: Settings | N
     """
     if asked.entities is not None and (asked.start or asked.end):
         raise SettingsError("entity rows have their own times", where="--entities", next_step="leave out --start and --end")
-    entities = None if asked.entities is None else _read_entities(asked.entities)
     store = _open_store(asked.repo, settings)
+    with translate_feast_errors(store), capture_feast_output("retrieval"):
+        text_keys = _text_keys(store)
+    entities = None if asked.entities is None else _read_entities(asked.entities, text_keys)
     with translate_feast_errors(store), capture_feast_output("retrieval"):
         features, is_service = _features(store, name)
         if entities is None:
@@ -113,12 +116,20 @@ def _features(store: FeatureStore, name: str) -> tuple[FeatureService | list[str
     )
 
 
-def _read_entities(path: Path) -> pd.DataFrame:
-    """Return entity rows; ``event_timestamp`` in UTC if it has no zone."""
+def _text_keys(store: FeatureStore) -> set[str]:
+    """Return the names of the keys that are text."""
+    from feast.types import String
+
+    return {key.name for view in store.list_feature_views() for key in view.entity_columns if key.dtype == String}
+
+
+def _read_entities(path: Path, text_keys: Collection[str]) -> pd.DataFrame:
+    """Return entity rows; ``event_timestamp`` in UTC if it has no zone. In a CSV file, text keys stay text: ``007`` is no number."""
     import pandas as pd
 
     try:
-        rows = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        is_csv = path.suffix == ".csv"
+        rows = pd.read_csv(path, dtype=dict.fromkeys(text_keys, str)) if is_csv else pd.read_parquet(path)
         rows["event_timestamp"] = pd.to_datetime(rows["event_timestamp"], utc=True)
     except KeyError as error:
         raise UnreadableInput(
@@ -130,10 +141,10 @@ def _read_entities(path: Path) -> pd.DataFrame:
 
 
 def _write(job: Any, output: Path) -> None:
-    """Write a retrieval's rows; in batches where the offline store streams, as feast-delta does."""
+    """Write a retrieval's rows; in batches where the offline store streams, as feast-delta does, without on-demand features."""
     from pyarrow import parquet
 
-    if not hasattr(job, "stream"):
+    if not hasattr(job, "stream") or job.on_demand_feature_views:
         parquet.write_table(job.to_arrow(), output)
         return
     with job.stream() as reader, parquet.ParquetWriter(output, reader.schema) as writer:

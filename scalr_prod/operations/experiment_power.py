@@ -209,7 +209,7 @@ def measure_power(settings: Settings, *, effect_pct: float = 5.0, holdout: float
             _percent(everybody.detectable(always_valid.boundary(days), days, share, period=period)),
             _percent(everybody.detectable(_FIXED_Z, days, share, period=period)),
         )
-        for days in _DAYS
+        for days in (_DAYS if everybody.daily_mean else ())
     ]
     return PowerReport(
         holdout=share,
@@ -218,7 +218,7 @@ def measure_power(settings: Settings, *, effect_pct: float = 5.0, holdout: float
         active_users_per_day=round(active, 1),
         period_days=round(period, 1),
         days_needed=everybody.days_needed(effect_pct / 100, share, period),
-        by_days=by_days if everybody.daily_mean else [],
+        by_days=by_days,
         by_segment=by_segment,
     )
 

@@ -258,9 +258,10 @@ def estimate_effect(
 
     if min(held_out.sum(), (~held_out).sum()) < MIN_USERS:
         raise EvaluationError(
-            f"{int(held_out.sum())} held-out users and {int((~held_out).sum())} others have an outcome; {MIN_USERS} of each are needed",
+            f"{int(held_out.sum())} users without synthetic events and {int((~held_out).sum())} with them have an outcome; "
+            f"{MIN_USERS} of each are needed",
             where="outcomes",
-            next_step="give an outcome for every user, 0 if there was none, or hold out a larger share",
+            next_step="give an outcome for every user, 0 if there was none, or hold out a larger share; widen a canary",
         )
     adjusted, removed = outcome, 0.0
     if pre_value is not None:
@@ -387,7 +388,9 @@ def _estimate_effects(db: Any, holdout: Holdout | None, canary: Canary | None, s
         masks = {name: segment == name for name in SEGMENTS}
         enough = [name for name, mask in masks.items() if min((mask & held_out).sum(), (mask & ~held_out).sum()) >= MIN_USERS]
         by_segment = {name: estimate(masks[name], held_out, holdout.share) for name in enough}
-    if canary is not None:
+    if canary is not None and overall is not None and (side == "canary").sum() < MIN_USERS:
+        logger.warning("fewer than %d users of the canary have an outcome: its effect is not estimated", MIN_USERS)
+    elif canary is not None:
         share = 1 - canary.share / (1 - (holdout.share if holdout else 0.0))
         in_canary = _warn_about_uneven_split(estimate(~held_out, side == "treated", share), share)
     return _Effects(overall, by_segment, in_canary)

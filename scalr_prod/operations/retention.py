@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import RetentionSettings, Settings
     from scalr_prod.lake import Lake
+    from scalr_prod.ledger import Run
 
 
 logger = logging.getLogger(__name__)
@@ -62,8 +63,8 @@ _CLOCK_SKEW: Final = timedelta(minutes=1)
 
 _MIN_AGE_S: Final = 86_400.0
 _SUFFIX: Final = "[a-z0-9_]{8}"
-#: Scratch folders, used for minutes: of previews, of `scalr doctor` and of the installation of a serving environment.
-_SCRATCH: Final = re.compile(rf"scalr-(doctor-|serving-)?{_SUFFIX}")
+#: Scratch folders, used for minutes: of previews, of `scalr doctor`, and of the installation of a serving environment and its kernels.
+_SCRATCH: Final = re.compile(rf"scalr-(doctor-|serving-|kernels-)?{_SUFFIX}")
 #: Folders of sockets, of a local Triton and of Python's multiprocessing. A process that exits in order removes its sockets.
 _SOCKETS: Final = re.compile(rf"(scalr-triton|pymp)-{_SUFFIX}")
 #: Feast's folders of metrics; each file's name holds the id of its process.
@@ -234,7 +235,7 @@ def _remove_translators(settings: Settings, ledger: Ledger, now: datetime, trash
     from scalr_prod.translator import models_dir
 
     keep = timedelta(days=settings.retention.days)
-    needed = versions_in_use(settings) | _translators_of_runs(ledger, rejected_since=now - keep)
+    needed = versions_in_use(settings) | {run.spec.translator_version for run in _runs_in_use(ledger, now - keep)}
     records = sorted(ledger.models.find(), key=lambda record: record.version)
     for record in records[: -settings.retention.translators]:
         folders = [folder / str(record.version) for folder in (models_dir(settings.home), model_folder(settings))]
@@ -245,29 +246,30 @@ def _remove_translators(settings: Settings, ledger: Ledger, now: datetime, trash
         yield _remove_folders("translator", str(record.version), existing, reason, trash)
 
 
-def _translators_of_runs(ledger: Ledger, *, rejected_since: datetime) -> set[int]:
-    """Return the translators of runs that have rows in the feature view, are unfinished, or were rejected recently."""
+def _runs_in_use(ledger: Ledger, rejected_since: datetime) -> list[Run]:
+    """Return the runs that have rows in the feature view, are unfinished, or were rejected recently."""
     published = {
         publication.run_id
         for publication in ledger.publications.find()
         if publication.status is not PublicationStatus.ROLLED_BACK
     }
-    return {
-        run.spec.translator_version
+    return [
+        run
         for run in ledger.runs.find()
         if run.run_id in published
         or run.state not in _TERMINAL_STATES
         or (run.state is RunState.REJECTED and run.updated_at > rejected_since)
-    }
+    ]
 
 
 def _remove_consents(settings: Settings, ledger: Ledger, now: datetime, trash: Path | None) -> Iterator[Removal]:
-    """Remove superseded states of the users' consent, except those of unfinished runs."""
-    unfinished = (run for run in ledger.runs.find() if run.state not in _TERMINAL_STATES)
-    needed = {state.digest for run in unfinished if (state := ConsentState.from_run(run.spec.settings)) is not None}
+    """Remove superseded states of the users' consent, except those of runs in use: a canary is widened by its run's state."""
+    keep = timedelta(days=settings.retention.days)
+    states = (ConsentState.from_run(run.spec.settings) for run in _runs_in_use(ledger, now - keep))
+    needed = {state.digest for state in states if state is not None}
     for path in superseded_consent_files(settings.home):
         written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-        if path.stem not in needed and now - written >= timedelta(days=settings.retention.days):
+        if path.stem not in needed and now - written >= keep:
             size = path.stat().st_size
             if trash is not None:
                 path.unlink()

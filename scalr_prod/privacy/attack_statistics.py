@@ -135,7 +135,7 @@ def measure_risk(attack: NDArray[np.bool_], control: NDArray[np.bool_], baseline
         control_rate,
         baseline_rate,
         Estimate(risk, (risk - error, risk + error)),
-        has_failed=attack_rate <= baseline_rate,
+        has_failed=bool(attack.mean() <= baseline.mean()),  # the centres of small samples move towards 1/2
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import PublicationStatus
 from scalr_prod.privacy import describe_privacy
-from scalr_prod.quality import rows_in_view
+from scalr_prod.quality import MIN_USERS, rows_in_view
 from scalr_prod.reporting import charts
 from scalr_prod.reporting.evaluation_verdict import verdict_section
 from scalr_prod.version import __version__
@@ -137,10 +137,12 @@ def _describe_publication(data: RunReportData) -> dict[str, str]:
         return {"tone": "", "head": "Published for a share of users.", "text": text}
     if data.held == data.published:
         return {"tone": "good", "head": "Published.", "text": f"{data.held:,} synthetic events are in the feature view."}
-    later_runs = ", ".join(data.replaced_by) or "another run"
-    text = (
-        f"{data.held:,} of its {data.published:,} events are in the feature view; {later_runs} was published over its window."
-    )
+    there = f"{data.held:,} of its {data.published:,} events are in the feature view"
+    if data.is_hidden:
+        return {"tone": "", "head": "Published, and disabled.", "text": f"{there}; scalr publication enable restores them."}
+    if not data.replaced_by:
+        return {"tone": "good", "head": "Published.", "text": f"{there}; the others were of erased users or items."}
+    text = f"{there}; {', '.join(data.replaced_by)} was published over its window."
     return {"tone": "", "head": "Published, then replaced.", "text": text}
 
 
@@ -175,7 +177,8 @@ def _distribution_charts(distributions: Distributions | None) -> list[dict[str, 
         },
         {
             "title": "Events per user",
-            "summary": "Share of the users by number of events, among users with at least one.",
+            "summary": "Share of the users by number of events, among users with at least one. Real: since the beginning of the log; "
+            "synthetic: of this run.",
             "svg": charts.events_per_user_chart(distributions),
             "rows": distributions.per_user,
             "columns": {"events": "Events per user", **shares},
@@ -195,14 +198,14 @@ def _translator_metrics(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
             "name": name,
             "nll": f"{everybody[name]['nll']:.3f}",
             "ndcg": f"{everybody[name]['ndcg@20']:.4f}",
-            "cold": f"{cold[name]['ndcg@20']:.4f}" if name in cold else "",
+            "cold": f"{cold[name]['ndcg@20']:.4f}" if cold.get(name, {}).get("events") else "",
         }
         for name in names
         if name in everybody
     ]
-    own = measured.get("information", {}).get("own_over_others")
-    information = None
-    if own is not None:
+    found = measured.get("information", {})
+    own, information = found.get("own_over_others"), None
+    if own is not None and found.get("users", MIN_USERS) >= MIN_USERS:
         low, high = own["ci99"]
         information = f"{own['nats']:.2f} nats per event over another user's (99 %: {low:.2f} to {high:.2f})"
     left_out = [
@@ -223,11 +226,13 @@ def _calibration_section(bins: Sequence[Mapping[str, Any]]) -> dict[str, Any] | 
     if len(points) < 2:  # noqa: PLR2004 - one point is no curve
         return None
     events = sum(row["events"] for row in bins)
-    wrong = sum(abs(row["expected"] - row["events"]) for row in bins) / max(events, 1)
+    expected = sum(row["expected"] for row in points if not row["events"])
+    hidden = f" Not drawn: probabilities at which no event occurred, where {expected:.0f} were expected." if expected else ""
+    wrong = sum(abs(row["expected"] - row["events"]) for row in bins) / 2 / max(events, 1)  # each counts in two bins
     return {
         "title": "Are its probabilities calibrated?",
         "summary": f"Of {events:,} target events of users that it was not fitted on, {wrong:.1%} fell into another bin of "
-        "probability than predicted. On the dashed line, predicted probability equals observed frequency.",
+        "probability than predicted. On the dashed line, predicted probability equals observed frequency." + hidden,
         "svg": charts.calibration_chart(points),
         "rows": points,
         "columns": {
@@ -291,7 +296,8 @@ def index_page(settings: Settings, rows: Sequence[Mapping[str, Any]], templates:
 
 
 def _trend_charts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    points = [{"at": row["end"].isoformat(), "rows": row["rows"]} for row in reversed(rows) if row["rows"]]
+    held = sorted((row for row in rows if row["rows"]), key=lambda row: row["end"])
+    points = [{"at": row["end"].isoformat(), "rows": row["rows"]} for row in held]
     if len(points) < 2:  # noqa: PLR2004 - one point is no trend
         return []
     return [

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.errors import FeatureStoreError, LakeError, ProvenanceNotFound, ReportError, TranslatorError
+from scalr_prod.errors import FeatureStoreError, InputError, LakeError, ProvenanceNotFound, ReportError, TranslatorError
 from scalr_prod.generation import LIFT_SQL, SOURCE_TIMESTAMP, describe_harmed_segments, why_not_generated
 from scalr_prod.operations import explain_rows, read_published_events
 from scalr_prod.pipeline import read_timings
@@ -69,7 +69,8 @@ class RunReportData:
         gate: The quality gate's report; empty if there is none yet.
         published: Rows committed by the run's last publication; None if the run is not published.
         canary: Share of users that it was published for; None: all users.
-        held: How many of these rows are still in the feature view; later runs may have replaced others.
+        held: How many of these rows are still in the feature view; others were replaced by later runs, or erased.
+        is_hidden: Whether publication is disabled, so that the feature view shows no rows.
         replaced_by: Runs published later over the same window.
         distributions: None if there are no synthetic events.
         sample: Example translations, one per user.
@@ -91,6 +92,7 @@ class RunReportData:
     published: int | None
     canary: float | None
     held: int
+    is_hidden: bool
     replaced_by: Sequence[str]
     distributions: Distributions | None
     sample: Sequence[TranslationSample]
@@ -139,6 +141,7 @@ def collect_run_data(settings: Settings, ledger: Ledger, run_id: str) -> RunRepo
         published=published,
         canary=live.canary["share"] if live is not None and live.canary else None,
         held=held,
+        is_hidden=lake.exists(Table.SYNTHETIC_TARGET_EVENTS) and lake.hidden_version(Table.SYNTHETIC_TARGET_EVENTS) is not None,
         replaced_by=list(dict.fromkeys(later.run_id for later in ledger.publications.superseding(live)))
         if live is not None
         else [],
@@ -169,7 +172,13 @@ def _explain_sample(
         rows = rows.filter(pc.equal(rows["run_id"], run.run_id)).sort_by("event_id")
     try:
         return explain_rows(settings, run.spec, rows), None
-    except (FeatureStoreError, LakeError, ProvenanceNotFound, TranslatorError) as error:  # the run's inputs are not kept
+    except (
+        FeatureStoreError,
+        InputError,
+        LakeError,
+        ProvenanceNotFound,
+        TranslatorError,
+    ) as error:  # the run's inputs are not kept
         return (), error.found
 
 

@@ -6,10 +6,10 @@ All items that could be generated are ranked: those seen before the event, minus
 vocabulary counts as a miss in the ranking and is excluded from NLL and ECE.
 
 ECE: all (event, item) pairs are put into 24 bins of predicted probability, equally wide in log p. It is the sum over the bins of
-|predicted events - events| divided by the number of events: the share of probability mass in the wrong bin. Even the true distribution
-has some by chance (`ece_by_chance`: the mean of |x| for normal x, where the variance of a bin is the sum of m (1 - m) over the events and
-m is an event's mass in the bin). It is stricter than the usual top-label ECE of the most probable item alone (its predicted probability
-against its frequency, 15 bins of equal width; Guo et al., 2017), which is reported as well.
+|predicted events - events| divided by the number of events, twice the share of probability mass in the wrong bin. Even the true
+distribution has some by chance (`ece_by_chance`: the mean of |x| for normal x, where the variance of a bin is the sum of m (1 - m) over
+the events and m is an event's mass in the bin). It is stricter than the usual top-label ECE of the most probable item alone (its predicted
+probability against its frequency, 15 bins of equal width; Guo et al., 2017), which is reported as well.
 """
 
 from __future__ import annotations

@@ -246,6 +246,9 @@ def test_the_effect_of_a_canary_is_measured_against_those_who_wait(project, tmp_
     only = analyze_experiment(project.configure(with_canary(0.4)), outcomes=str(tmp_path / "outcomes.csv"))
     assert only.effect is None
     assert only.canary_effect.low < 1.0 < only.canary_effect.high
+    small = analyze_experiment(project.configure(with_canary(0.002, 0.1)), outcomes=str(tmp_path / "outcomes.csv"))
+    assert small.canary_effect is None, "eight users"
+    assert small.effect.users_held_out == report.effect.users_held_out
 
 
 def test_off_and_on_and_what_is_refused_while_it_is_off(project):

@@ -175,17 +175,22 @@ class ColumnProfile:
     @functools.cached_property
     def texts(self) -> frozenset[str]:
         """Distinct values as text; whole numbers that a tool wrote as floats as whole numbers."""
+        return frozenset(self._text.to_pylist())
+
+    @functools.cached_property
+    def numbers(self) -> np.ndarray:
+        """Each distinct value as an integer, in the order of the codes; only if `integers` is there."""
+        return np.asarray(self._text.cast("int64"))
+
+    @functools.cached_property
+    def _text(self) -> pa.Array:
+        """`texts`, in the order of the codes."""
         import pyarrow.compute as pc
 
         text = self._values.cast("string")
         if self.distinct and pc.all(pc.match_substring_regex(text, _WHOLE_FLOAT)).as_py():
             text = pc.utf8_slice_codeunits(text, 0, -_FLOAT_DIGITS)
-        return frozenset(text.to_pylist())
-
-    @functools.cached_property
-    def numbers(self) -> np.ndarray:
-        """Each distinct value as an integer, in the order of the codes; only if `integers` is there."""
-        return np.asarray(self._values.cast("float64")).astype(np.int64)
+        return text
 
     @functools.cached_property
     def is_smooth(self) -> bool:

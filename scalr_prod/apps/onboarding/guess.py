@@ -11,6 +11,7 @@ from scalr_prod.apps.onboarding.evidence import LEAST_USERS, Inference, infer_co
 from scalr_prod.apps.onboarding.log_request import LogRequest
 from scalr_prod.apps.onboarding.log_samples import EVIDENCE_ROWS, NAMES_ROWS, read_sample
 from scalr_prod.apps.onboarding.names import EVENT_ROLES, ITEM_ROLES, has_known_name, match_columns, normalize_name
+from scalr_prod.core.redaction import redact_url
 from scalr_prod.errors import BadValue, ColumnNotFound
 from scalr_prod.ingest import IdParser, TimestampParser, parse_numbers, select_column
 
@@ -143,7 +144,7 @@ class _Draft:
             listed += "; by their values: " + ", ".join(f"{column} ({evidence[column]})" for column in told[:_LISTED])
         steps = [str(error.next_step) for error in self.missing.values()]
         steps += [f"name it: {_option(self.request, role)}" for role in unsure]
-        return ColumnNotFound(listed, where=self.request.location, next_step="; ".join(steps))
+        return ColumnNotFound(listed, where=redact_url(self.request.location), next_step="; ".join(steps))
 
     def guess(self) -> LogGuess:
         """Return the guess; every role has its column."""
@@ -260,7 +261,7 @@ def guess_items(base: Settings, location: str, item: str) -> ItemGuess:
     if not fitting:
         raise ColumnNotFound(
             f"no column looks like an item's id; there are: {', '.join(there)}",
-            where=location,
+            where=redact_url(location),
             next_step="name the file's column of ids as the log does, or leave the file out",
         )
     columns = {"item": fitting[0]}
@@ -278,7 +279,7 @@ def _check_header(there: Sequence[str], asked: LogRequest) -> None:
     if sum(name.replace(".", "", 1).replace("-", "", 1).isdigit() for name in there) > len(there) // 2:
         raise ColumnNotFound(
             f"has no line of column names: it begins with {', '.join(there)[:100]}",
-            where=asked.location,
+            where=redact_url(asked.location),
             next_step="put the names in a first line, for example user_id,item_id,timestamp",
         )
 
@@ -289,7 +290,7 @@ def _column(role: str, draft: _Draft) -> str:
     named = request.columns.get(role)
     if named is not None:
         if named not in there:
-            raise ColumnNotFound(f"no column '{named}'", where=request.location, next_step=f"correct {option}")
+            raise ColumnNotFound(f"no column '{named}'", where=redact_url(request.location), next_step=f"correct {option}")
         return named
     flat = [name for name in there if _is_flat(sample.rows.column(name))]
     fitting = match_columns(role, flat, list(draft.columns.values()))
@@ -312,7 +313,7 @@ def _column(role: str, draft: _Draft) -> str:
 
 def _not_found(role: str, request: LogRequest) -> ColumnNotFound:
     found = f"no column looks like the {_ROLE_NAMES[role]}"
-    return ColumnNotFound(found, where=request.location, next_step=f"name it: {_option(request, role)}")
+    return ColumnNotFound(found, where=redact_url(request.location), next_step=f"name it: {_option(request, role)}")
 
 
 def _option(request: LogRequest, role: str) -> str:

@@ -225,14 +225,18 @@ def _record_intents(home: Path, lake: Lake, ledger: Ledger, suppressed: Suppress
     for identifier in subjects.ids:
         digest = suppressed.digest(identifier, kind)
         known = suppressed.entries(kind).get(digest)
-        entry = known or SuppressedId(digest, datetime.now(UTC), translators if identifier in first_events else ())
-        # An earlier call may have been interrupted, and a training set built since; or one was restored from a backup.
+        entry = known or SuppressedId(digest, datetime.now(UTC))
+        # An earlier call may have been interrupted, and a translator trained or a training set built since; or a backup was restored.
+        versions = entry.versions
+        if identifier in first_events or (versions and not entry.done):
+            versions = tuple(sorted({*versions, *translators}))
         datasets = {
             name: tuple(sorted({*entry.datasets.get(name, ()), *held.get(identifier, {}).get(name, ())}))
             for name in entry.datasets.keys() | held.get(identifier, {}).keys()
         }
-        if known is None or datasets != known.datasets:
-            entries.append(replace(entry, datasets=datasets))
+        updated = replace(entry, versions=versions, datasets=datasets)
+        if updated != known:
+            entries.append(updated)
     if entries:
         suppressed.update(entries, kind)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -36,6 +37,8 @@ _FREE_TEXT_KEYS: Final = re.compile(r"user|unexpected|example|value|row|cause|me
 #: versions, counts and sizes that the package reads again, so they are kept.
 _ROW_VALUE_KEYS: Final = re.compile(r"(partial_)?unexpected_(index_)?(list|counts)|observed_value|value_set|details")
 _COUNT_KEY: Final = "count"
+#: Letters that JSON inside of HTML escapes besides.
+_JSON_IN_HTML: Final = str.maketrans({letter: f"\\u{ord(letter):04x}" for letter in "&<>'"})
 _BATCH: Final = 65_536
 
 
@@ -81,7 +84,8 @@ class Subjects:
     def __init__(self, ids: Sequence[int | str]) -> None:
         self.ids = list(dict.fromkeys(ids))
         self.texts = {str(value) for value in self.ids}
-        self._ids_in_text = self._text_ids()
+        self._spellings = _spell(self.texts)
+        self._ids_in_text = _spell(self._text_ids())
         short = {text for text in self._ids_in_text if _is_short(text)}
         self._long_id_pattern = re.compile(rf"(?<![\w.-])(?:{_alternation(self._ids_in_text - short)})(?![\w-]|\.\w)")
         # A short number counts as an id only after a word such as "user", or as the whole content of an HTML element: elsewhere it is a
@@ -145,9 +149,7 @@ class Subjects:
     def scrub_file(self, path: Path) -> int:
         """Remove the ids from a text or JSON file atomically; return how many it contained."""
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
-        # JSON escapes non-ASCII letters.
-        spelled = self.texts | {json.dumps(identifier)[1:-1] for identifier in self.texts}
-        if not any(identifier in text for identifier in spelled):
+        if not any(identifier in text for identifier in self._spellings):
             return 0
         count = 0
         if path.suffix == ".json":
@@ -278,6 +280,16 @@ class ItemSubjects(Subjects):
     def _text_ids(self) -> set[str]:
         # In a text, a short number is more likely a count, a version or a time than an item.
         return {text for text in self.texts if not _is_short(text)}
+
+
+def _spell(texts: Collection[str]) -> set[str]:
+    """Return texts as they are, and as HTML and JSON write them: with quotes, ``&``, ``<``, ``>`` or other letters escaped."""
+    spelled = set()
+    for text in texts:
+        in_html, in_json = html.escape(text), json.dumps(text)[1:-1]
+        spelled |= {text, in_html, in_html.replace("&quot;", "&#34;").replace("&#x27;", "&#39;"), in_json}
+        spelled.add(in_json.translate(_JSON_IN_HTML))
+    return spelled
 
 
 def _is_short(text: str) -> bool:

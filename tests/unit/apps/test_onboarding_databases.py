@@ -111,3 +111,14 @@ def test_names_in_capitals_with_other_words_for_an_id():
         ["SOLD_ON"],
     ]
     assert match_columns("timestamp", ["sold_on", "shipped_on"]) == []
+
+
+def test_an_error_does_not_print_the_url_s_secrets(ratings):
+    database(ratings / "library.db", loans={"one": ["a", "b"] * 6, "two": ["c", "d", "e"] * 4})
+    url = "sqlite:///library.db?timeout=567"
+    done = runner.invoke(
+        app, ["init", "--yes", "--source", "ratings.csv", "--target", url, "--target-query", "SELECT * FROM loans"]
+    )
+    assert done.exit_code == 1, done.output
+    assert "library.db?timeout=***" in done.output
+    assert "567" not in done.output

@@ -243,3 +243,18 @@ def test_numbers_of_orders_in_both_logs_are_no_users(tmp_path):
     target = source.sample(1200, random_state=0).sort_values("t").assign(i=target["i"].to_numpy())
     target["t"] = target["t"] + pd.Timedelta(days=9)
     assert found(tmp_path, source, target) == {"source": ("p", "i", "t"), "target": ("p", "i", "t")}
+
+
+def test_ids_of_more_digits_than_a_float_holds(tmp_path):
+    large = 150_000_000_000_020_481
+    logs = [log(2000, seed=1), log(1200, seed=2)]
+    logs = [
+        rows.assign(p=rows["p"].str[1:].astype(int) + large, i=rows["i"].str[3:].astype(int) + number * large)
+        for number, rows in enumerate(logs, 2)
+    ]
+    requests = []
+    for place, rows in zip(("source", "target"), logs, strict=True):
+        rows.to_parquet(tmp_path / f"{place}.parquet", index=False)
+        requests.append(LogRequest(place, str(tmp_path / f"{place}.parquet")))
+    plan = plan_init(tmp_path / "scalr.toml", requests)
+    assert [domain.log_guess.columns["user"] for domain in plan.domains.values()] == ["p", "p"]

@@ -123,13 +123,15 @@ def test_a_refusal_gives_its_reason_and_no_chart():
 def test_groups_of_users_and_cross_domain_baselines_follow():
     verdict = lift(60.0, 31.0, 96.0, "real") | {
         "cold": lift(202.0, 88.0, 534.0, "popular_lately") | {"over_clusters": lift(-12.0, -30.0, -2.0), "cases": 1234},
+        "sparse": lift(50.0, 50.0, 50.0, "popular_lately") | {"cases": 3},
         "new": lift(None, None, None, "popular_lately"),
         "over_rival": lift(-2.0, -14.0, 14.0),
     }
     found = summarize_verdict(report(verdict))
     assert found.by_group == (
-        "Over the best method without synthetic events: no target events (1,234) -12 % (95 %: -30 … -2); everybody as a new user, with "
-        "the target history hidden by an undefined share (the baseline's NDCG is 0)."
+        "Over the best method of each group without synthetic events: no target events (1,234) -12 % (95 %: -30 … -2); "
+        "few target events (3) too few to tell; everybody as a new user, "
+        "with the target history hidden by an undefined share (the baseline's NDCG is 0)."
     ), "the lowest lift of a group, over lists by cluster"
     assert found.answer == (
         "Yes, synthetic events help. NDCG of als with synthetic events, over that with real events only: +60 % (95 %: +31 … +96). "

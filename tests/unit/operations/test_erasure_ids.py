@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
 
+import markupsafe
 import pandas as pd
 import pytest
+from jinja2.utils import htmlsafe_json_dumps
 from support.examples import sweep
 from typer.testing import CliRunner
 
@@ -157,6 +160,15 @@ def test_a_short_number_is_an_id_where_a_page_says_so():
     )
     assert number == 3
     assert UserSubjects([55]).scrub_text("user 5, user 555, user 5.5") == ("user 5, user 555, user 5.5", 0)
+
+
+@pytest.mark.parametrize("identifier", ["o'brien@x.com", "R&D-17", 'a"b', "x<y", "müller"])
+@pytest.mark.parametrize("write", [str, html.escape, markupsafe.escape, json.dumps, htmlsafe_json_dumps])
+def test_an_id_is_removed_from_pages_and_logs_however_they_escape_it(identifier, write, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(f"<td>{write(identifier)}</td>")
+    assert UserSubjects([identifier]).scrub_file(page) == 1
+    assert page.read_text() in {"<td>[forgotten]</td>", '<td>"[forgotten]"</td>'}
 
 
 @pytest.mark.parametrize("spelled", sweep(["1_2", "", "+12", "\u0661\u0662", "12.0", "0x0c"], keep=2))

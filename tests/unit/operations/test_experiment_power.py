@@ -108,3 +108,11 @@ def test_what_cannot_be_planned_is_told(project, tmp_path):
     short = Handmade(tmp_path / "short", target=[("u1", "t1", 0, 0), ("u1", "t1", 20, 20)])
     with pytest.raises(EvaluationError, match="less than two days"):
         measure_power(short.settings, holdout=0.1)
+
+
+def test_without_a_recent_event_of_a_source_user_there_is_no_detectable_effect(tmp_path):
+    target = [("u1", "t1", 0, 0), *((f"other{day}", "t1", 24 * day, 24 * day) for day in range(1, 80))]
+    project = Handmade(tmp_path, source=[("u1", "s1", 0, 0)], target=target)
+    report = measure_power(project.settings, holdout=0.1)
+    assert (report.by_days, report.days_needed) == ([], None)
+    assert [segment.mde_pct for segment in report.by_segment] == [None]

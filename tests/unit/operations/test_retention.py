@@ -18,7 +18,7 @@ from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.operations import retention
 from scalr_prod.schemas import Table
 from scalr_prod.training_set.manifest import MANIFEST_FILE
-from scalr_prod.workspace import staging_folder
+from scalr_prod.workspace import ConsentState, staging_folder
 
 #: Publishes or builds twice before it removes anything; the same rules decide in the others.
 long = pytest.mark.long
@@ -129,6 +129,26 @@ def test_what_is_younger_than_the_settings_say_stays(settings):
         old = datetime(2024, 1, 1, tzinfo=UTC).timestamp()
         os.utime(project.settings.home / "datasets" / "training_set" / "v1", (old, old))
         assert names(project.maintain(), "training_set") == ["training_set v1"]
+
+
+def test_consents_go_but_the_current_and_those_of_runs_in_the_view_or_unfinished(opened):
+    """A canary is widened, and a published event explained, by the consents that its run was planned with."""
+    folder = opened.settings.home / "consent"
+    folder.mkdir()
+    for digest in ("former", "published", "unfinished", "now"):
+        (folder / f"{digest}.parquet").write_bytes(b"c" * 10)
+    (folder / "current.json").write_text(json.dumps({"digest": "now", "domains": ["shop"]}))
+    plans = {
+        digest: {"settings": {"generation": {"temperature": 1.0}} | ConsentState(digest, ("shop",)).to_run_settings()}
+        for digest in ("former", "published", "unfinished")
+    }
+    staged(opened, 1, RunState.REJECTED, **plans["former"])
+    staged(opened, 2, RunState.GENERATED, **plans["unfinished"])
+    run_id = staged(opened, 3, RunState.VALIDATED, **plans["published"])
+    attempt = opened.ledger.publications.record_intent(run_id, base_version=0, rows=1, replaced={})
+    opened.ledger.publications.confirm(run_id, attempt=attempt.attempt, delta_version=1, rows=1, cause="test")
+    assert names(opened.maintain(), "consent") == ["former"]
+    assert sorted(path.stem for path in folder.glob("*.parquet")) == ["now", "published", "unfinished"]
 
 
 def test_translators_go_but_the_latest_the_served_and_those_of_published_windows(opened):

@@ -136,6 +136,22 @@ def test_a_set_that_was_built_before_an_interrupted_erasure_went_on_settles_noth
     assert {one.version for one in models_to_retrain(settings)} == {"1", "2"}
 
 
+def test_a_translator_trained_before_an_interrupted_erasure_went_on_has_a_deadline(settings, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("scalr_prod.operations.erasure.orchestrate._remove_everywhere", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            erase_users(settings, ["ada"])
+    now = datetime.now(UTC)
+    with Ledger.open(settings) as ledger:
+        ledger.models.record(1, path="", sha256="1", fingerprint="1", trained_until=now, metrics={})
+    erase_users(settings, ["ada"])
+    with Ledger.open(settings) as ledger:
+        ledger.models.record(2, path="", sha256="2", fingerprint="2", trained_until=now, metrics={})
+    erase_users(settings, ["ada"])
+    found = SuppressionList.open(settings)
+    assert [found.retraining_deadline(version, grace_days=1) is not None for version in (1, 2)] == [True, False]
+
+
 def test_nobody_is_erased_while_a_training_set_is_built(settings):
     folder = build(settings, 1, ["ada"]).parent
     with FileLock(folder / ".lock"), pytest.raises(ForgettingError, match="a training set is being built"):

@@ -98,6 +98,8 @@ def test_an_attack_like_chance_has_failed():
     same = right(20, 100)
     found = measure_risk(same, same, same)
     assert (found.risk.value, found.has_failed) == (0, True)
+    never = measure_risk(right(0, 100), right(0, 3000), right(0, 5000))
+    assert never.has_failed, "the centre of Wilson's interval is higher for fewer guesses"
     always = measure_risk(np.ones(100, bool), np.ones(100, bool), same)
     assert np.isfinite(always.risk.ci95).all(), (
         "a control that is always right leaves nothing to measure, and divides by no zero"

@@ -31,4 +31,10 @@ def test_it_says_how_much_went_wrong():
         [{"pairs": 50, "expected": 10.0, "events": 6}, {"pairs": 500, "expected": 10.0, "events": 14}]
     )["summary"]
     assert "Of 20 target events" in summary
-    assert "40.0%" in summary
+    assert "20.0%" in summary, "four of the 20, which are missing in one bin and too many in the other"
+    assert "Not drawn" not in summary
+
+
+def test_it_names_what_a_logarithmic_axis_cannot_show():
+    rows = [{"pairs": 80, "expected": 40.0, "events": 0}, {"pairs": 500, "expected": 10.0, "events": 14}]
+    assert "no event occurred, where 40 were expected" in _calibration_section(rows)["summary"]

@@ -151,6 +151,8 @@ def _missing(connection: DuckDBPyConnection, delta: DeltaTable, rows: pa.Table, 
     names = ", ".join(quote_identifier(name) for name in rows.column_names)
     first, last = (f"(SELECT {bound}({quote_identifier(event)}) FROM {alias}_rows)" for bound in ("min", "max"))
     in_range = f"{quote_identifier(event)} BETWEEN {first} AND {last}"
+    if rows[event].null_count:
+        in_range += f" OR {quote_identifier(event)} IS NULL"
     # EXCEPT compares full rows, treats nulls as equal, and removes duplicates among the new rows too.
     found = connection.sql(f"SELECT {names} FROM {alias}_rows EXCEPT SELECT {names} FROM {scan.relation} WHERE {in_range}")
     new: pa.Table = found.to_arrow_table()
