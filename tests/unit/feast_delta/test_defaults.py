@@ -92,6 +92,13 @@ class TestWrites:
         store.config.offline_store.writable.append(f"file://{tmp_path}/others/../readings/")
         store.write_to_offline_store("power", self.rows())
 
+    def test_rows_without_an_event_time_are_written_once(self, store, tmp_path):
+        store.apply([METER, view_of(readings(tmp_path))])
+        rows = self.rows().assign(read_at=pd.Series([None], dtype="datetime64[us, UTC]"))
+        for _ in range(2):
+            store.write_to_offline_store("power", rows)
+        assert DeltaTable(str(tmp_path / "readings")).to_pyarrow_table().num_rows == len(READINGS["phase"]) + 1
+
     def test_rows_that_were_compared_with_another_version_are_not_written(self, tmp_path):
         readings(tmp_path)
         writer = DeltaTableWriter(str(tmp_path / "readings"), {})

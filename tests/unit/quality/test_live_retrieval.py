@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from deltalake import write_deltalake
+from feast import FeatureService, Field
+from feast.on_demand_feature_view import on_demand_feature_view
+from feast.types import Float64
 from support.feast_project import STAMP, hours
+from support.meter_tables import METER, READINGS, source_of, store_in, view_of
 from typer.testing import CliRunner
 
 from scalr_prod.apps.cli import app
 from scalr_prod.errors import EmptyInput, FeatureStoreError, SettingsError, UnreadableInput
-from scalr_prod.features import FeatureRetrieval
+from scalr_prod.features import FeatureRetrieval, retrieve_features
 from scalr_prod.quality import check_dataset
 
 runner = CliRunner()
@@ -105,3 +111,31 @@ def test_what_cannot_be_retrieved_is_told(feast_project, tmp_path):
     assert "hush" not in str(caught.value)
     for options in (["x", "--start", "2024-01-01"], ["--feast", str(repo)]):
         assert runner.invoke(app, ["quality", "check", *options]).exit_code == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*experimental.*:RuntimeWarning")
+def test_on_demand_features_are_read_and_text_keys_of_a_csv_file_stay_text(tmp_path):
+    """Feast's own streams have no on-demand features, and pandas reads 007 as a number."""
+    rows = READINGS | {"meter_no": ["007", "007", "007", "8"]}
+    write_deltalake(str(tmp_path / "readings"), pa.table(rows))
+    power = view_of(source_of(tmp_path / "readings"))
+
+    @on_demand_feature_view(sources=[power], schema=[Field(name="half", dtype=Float64)])
+    def halved(inputs: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame({"half": inputs["kwh"] / 2})
+
+    store = store_in(tmp_path)
+    store.apply([METER, power, halved, FeatureService(name="halves", features=[power[["kwh"]], halved])])
+    offline = {"type": "feast_delta.DeltaOfflineStore"}
+    online = {"type": "sqlite", "path": str(tmp_path / "online.db")}
+    config = {"project": "meters", "provider": "local", "registry": str(tmp_path / "registry.db"), "offline_store": offline}
+    (tmp_path / "feature_store.yaml").write_text(
+        yaml.safe_dump(config | {"online_store": online, "entity_key_serialization_version": 3})
+    )
+    (tmp_path / "spine.csv").write_text("meter,event_timestamp\n007,2024-01-01T01:30:00\n8,2024-01-01T09:00:00\n")
+    retrieve_features("halves", FeatureRetrieval(tmp_path, tmp_path / "spine.csv"), None, tmp_path / "rows.parquet")
+    found = pq.read_table(tmp_path / "rows.parquet").sort_by("meter").select(["meter", "power__kwh", "halved__half"])
+    assert found.to_pylist() == [
+        {"meter": "007", "power__kwh": 10.0, "halved__half": 5.0},
+        {"meter": "8", "power__kwh": 30.0, "halved__half": 15.0},
+    ]
