@@ -567,7 +567,7 @@ class Project:
 
         Raises:
             RunNotFound: This project has no such run.
-            ReportError: The page cannot be rendered.
+            ReportError: The page cannot be rendered, or ``output`` is a file that is no page.
         """
         from scalr_prod.reporting import write_report
 

@@ -67,7 +67,9 @@ class RuleSet:
                         f"it gave a rule under the name {rule.name!r}: only lower-case letters, digits and _ can be a column"
                     )
                 elif isinstance(rule, RowRule) and rule.name in keywords:
-                    problem = f"it gave a rule under the name {rule.name!r}, a keyword of SQL, which cannot be a column: rename it"
+                    problem = (
+                        f"it gave a rule under the name {rule.name!r}, a keyword of SQL, which cannot be a column: rename it"
+                    )
                 if problem is not None:
                     raise unusable_rule_error(name, problem)
                 found[rule.name] = rule
