@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 #: What to do about a lost or damaged file of a table.
-REBUILD: Final = "restore it from a copy; without one, run: scalr run, which builds histories again; move the folder of any other table away before"
+REBUILD: Final = (
+    "restore it from a copy; without one, run: scalr run, which builds histories again; "
+    "of any other table, move the folder away first"
+)
 #: Error of the store → error of this package, and its next step if another one than the store's.
 _TRANSLATED: Final[dict[type[DeltaStoreError], tuple[type[ScalrError], str | None]]] = {
     DataFileDamaged: (LakeError, REBUILD),

@@ -221,7 +221,7 @@ def _warn_of_unknown_ids(lake: Lake, subjects: Subjects, *, is_mapped: bool) -> 
     unknown = len(set(subjects.ids) - found)
     if unknown and not (is_mapped and found):
         logger.warning(
-            "no event was found of %d of %d %ss: check that their ids are those of the lake; later logs and runs leave them out all the same",
+            "no event was found of %d of %d %ss: check the ids; later logs and runs leave them out all the same",
             *(unknown, len(subjects.ids), subjects.kind),
         )
 
