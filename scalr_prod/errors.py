@@ -365,7 +365,7 @@ class EventNotFound(PublicationError):
 class ProvenanceNotFound(PublicationError):
     """The feature view has the event, but the source event that it was translated from is not kept."""
 
-    cure = 'Set `[publication] provenance = "separate"`; runs that are published from then on can be explained.'
+    cure = 'Set `[publication] provenance = "separate"`, and publish the run again: `scalr runs rollback RUN`, `scalr runs resume RUN`.'
 
 
 class TrainingSetError(ScalrError):

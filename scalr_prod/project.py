@@ -490,11 +490,13 @@ class Project:
             QualityGateFailed: An expectation of severity ``critical`` failed; names it, and the data docs.
             InputError: The data set does not exist, or cannot be read.
             SettingsError: There is no such suite, or the file is invalid.
+            TrainingSetError: There is no training set, or a file of it, such as one of its vocabulary, is damaged.
         """
         from scalr_prod.quality import check_dataset
+        from scalr_prod.training_set import TrainingSet
 
         return check_dataset(
-            dataset if dataset is not None else self.training_set().path,
+            dataset if dataset is not None else TrainingSet.open(self.training_set().path, check=True).path,
             suite=suite or self.settings.training_set.suite or "training",
             settings=self.settings,
         ).require()
@@ -565,7 +567,7 @@ class Project:
 
         Raises:
             RunNotFound: This project has no such run.
-            ReportError: The page cannot be rendered.
+            ReportError: The page cannot be rendered, or ``output`` is a file that is no page.
         """
         from scalr_prod.reporting import write_report
 

@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-_REBUILD: Final = "restore it from a copy; without one, move the table's folder away and rebuild the table: scalr run"
+#: What to do about a lost or damaged file of a table.
+REBUILD: Final = (
+    "restore it from a copy; without one, run: scalr run, which builds histories again; "
+    "of any other table, move the folder away first"
+)
 #: Error of the store → error of this package, and its next step if another one than the store's.
 _TRANSLATED: Final[dict[type[DeltaStoreError], tuple[type[ScalrError], str | None]]] = {
-    DataFileDamaged: (LakeError, _REBUILD),
-    DataFileMissing: (LakeError, _REBUILD),
+    DataFileDamaged: (LakeError, REBUILD),
+    DataFileMissing: (LakeError, REBUILD),
     SpillError: (LakeError, None),
     TableMissing: (FeatureStoreError, "run: scalr ingest, then: scalr histories"),
     WriteFailed: (CommitFailed, None),

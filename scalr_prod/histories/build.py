@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from scalr_prod.core.delta_log import arrow_schema, diff_files, row_count
+from scalr_prod.core.delta_log import arrow_schema, diff_files, ensure_files_intact, row_count
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.progress import track
 from scalr_prod.core.timestamps import DAY_US
-from scalr_prod.errors import CommitFailed
+from scalr_prod.errors import CommitFailed, LakeError
 from scalr_prod.histories.full_build import TableBuild, write_all_rows
 from scalr_prod.histories.incremental import BuildRecord, EventsTable, find_new_events, sort_new_events
 from scalr_prod.histories.row_stream import RowStream, late_step_us, row_limit
@@ -125,6 +125,8 @@ def rebuild_reason(settings: Settings) -> str | None:
         if _is_built(settings.histories, lake, table) or not (lake.exists(table) and lake.exists(events)):
             continue
         current = lake.open_table(table)
+        if damage := _damage(current):
+            return damage
         record = BuildRecord.from_record(commit_record(current))
         if record is None or record.version != lake.version(events):
             continue
@@ -204,6 +206,10 @@ def _build(builds: Sequence[TableBuild], *, progress: bool) -> tuple[set[Table],
     with staging_folder(settings, "histories") as folder, open_duckdb(settings, folder) as connection:
         session, appended, whole = _Session(connection, folder), set(), []
         for build in builds:
+            if damage := _damage(build.current):
+                logger.warning("building %s from all events: %s", build.table.value, damage)
+                whole.append(build)
+                continue
             built = BuildRecord.from_record(commit_record(build.current))
             added = find_new_events(build.table, build.source, built, _shape(settings.histories, build.table))
             if added is None:
@@ -308,5 +314,15 @@ def _is_current(build: TableBuild) -> bool:
 
 
 def _is_fresh(current: DeltaTable, made_from: str) -> bool:
-    """Return whether the table's current version was built from these events and settings."""
-    return current.version() > 0 and current.transaction_version(f"{made_from}@{current.version() - 1}") is not None
+    """Return whether the table's current version was built from these events and settings, and has all of its files."""
+    version = current.version()
+    return version > 0 and current.transaction_version(f"{made_from}@{version - 1}") is not None and _damage(current) is None
+
+
+def _damage(current: DeltaTable) -> str | None:
+    """Return which file of a table is lost or cut off; None if none is."""
+    try:
+        ensure_files_intact(current)
+    except LakeError as error:
+        return error.found
+    return None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -76,6 +77,9 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.sort_by_time import LogRows, SortedLog
     from scalr_prod.ingest.staging import StagedEvents, StagedItems
     from scalr_prod.schemas import Domain, IdType
+
+
+logger = logging.getLogger(__name__)
 
 
 _BOTH: tuple[Domain, ...] = ("source", "target")
@@ -652,6 +656,12 @@ class IngestPipeline:
         rows = self._rows_in_lake(log, delta)
         # The table now contains the whole log, so equal sizes mean equal rows. (A replacement covers only its window.)
         extent = read if rows == log.rows and self.since is None else self._extent_in_lake(log, delta)
+        if self.since is None and log.rows < rows and read.first <= extent.first:  # a log of the last days begins later
+            logger.warning(
+                "%s: %d events, and the lake has %d of this log: an ingest removes none. Restore the rows that the log lost; if they are "
+                "to go, run: scalr ingest --domain %s --replace %s",
+                *(log.origin, log.rows, rows, place, extent.first.date()),
+            )
         return DomainReport(
             name=self.settings.domains[place].name,
             rows_read=staged.rows + sum(staged.left_out.counts.values()) - staged.left_out.counts["over_user_day"],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from scalr_prod.core.delta_log import file_names, first_missing_file, local_paths
+from scalr_prod.core.store_errors import REBUILD
 from scalr_prod.errors import ForeignFiles, LakeError, TableNotFound
 from scalr_prod.schemas import Table
 from scalr_prod.workspace import ensure_supported_path, is_empty
@@ -308,7 +309,9 @@ class TableStore:
         return LakeError(
             f"version {version}, which the run is pinned to, is no longer there: {finding}",
             where=self.uri(table),
-            next_step="a vacuum has removed it; plan the run on the current tables: scalr generate",
+            next_step=REBUILD
+            if self.open_log(table).version() == version
+            else "a vacuum has removed it; plan the run on the current tables: scalr generate",
         )
 
 

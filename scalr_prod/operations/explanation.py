@@ -124,11 +124,13 @@ def explain_rows(settings: Settings, spec: RunSpec, rows: pa.Table) -> list[Expl
 
     lake, names = Lake.open(settings), settings.domains.source_names
     if missing := rows[SOURCE_TIMESTAMP].null_count:
+        is_off = settings.publication.provenance == "none"
         raise ProvenanceNotFound(
-            f"the source event is not kept, of {missing} of {len(rows)} events"
-            + (": the settings say so" if settings.publication.provenance == "none" else ""),
+            f"the source event is not kept, of {missing} of {len(rows)} events: "
+            + ("the settings say so" if is_off else "the run was published without it, or the table was lost"),
             where=lake.uri(Table.SYNTHETIC_EVENT_PROVENANCE),
-            next_step='set [publication] provenance = "separate" in scalr.toml; later runs can be explained',
+            next_step=('set [publication] provenance = "separate" in scalr.toml, and ' if is_off else "")
+            + f"publish the run again: scalr runs rollback {spec.run_id}, then: scalr runs resume {spec.run_id}",
         ).add_context(run_id=spec.run_id)
     with staging_folder(settings, "explain") as folder, open_duckdb(settings, folder) as db, open_worker_pool(1):
         db.register("events_to_explain", rows.append_column("place", pa.array(range(len(rows)), pa.int64())))
@@ -152,6 +154,8 @@ def read_published_events(db: Any, lake: Lake, event_ids: Sequence[str]) -> pa.T
     chosen = "FROM published_events SEMI JOIN wanted USING (event_id)"
     if set(SOURCE_COLUMNS) <= set(lake.schema(Table.SYNTHETIC_TARGET_EVENTS).names):  # a view of an earlier package version
         return db.sql(chosen).to_arrow_table()
+    if not lake.exists(Table.SYNTHETIC_EVENT_PROVENANCE):  # its folder was lost
+        return db.sql(f"SELECT *, {', '.join(f'NULL AS {column}' for column in SOURCE_COLUMNS)} {chosen}").to_arrow_table()
     db.register("provenance", lake.dataset(Table.SYNTHETIC_EVENT_PROVENANCE))
     return db.sql(
         f"""SELECT e.*, {", ".join(f"p.{column}" for column in SOURCE_COLUMNS)} FROM ({chosen}) e

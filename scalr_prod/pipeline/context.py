@@ -260,6 +260,8 @@ class PipelineReport(Jsonable):
     def _next_step(self) -> str:
         if self.not_generated:
             return "scalr evaluate, once there are more events"
+        if "publish" in self.stages and "dataset" not in self.stages:  # the run was resumed
+            return "scalr dataset build, for a training set with its events"
         is_evaluated = self.stages.get("policy", {}).get("is_applied")
         return "scalr report" if is_evaluated else "scalr report; scalr evaluate --quick, to find out whether it helps"
 

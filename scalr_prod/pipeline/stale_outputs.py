@@ -57,7 +57,13 @@ def stale_stages(settings: Settings) -> dict[str, str]:
     with Ledger.open(settings) as ledger:
         runs, sets = ledger.runs.find(limit=1), ledger.datasets.find(settings.training_set.name)
         rolled_back = rolled_back_runs(ledger, sets[-1].manifest) if sets else []
+        lacking = _runs_published_since(settings, ledger, sets[-1].manifest) if sets else []
     reasons = _upgrade_reasons(settings, sets) | reasons
+    if lacking:
+        verb = "was" if len(lacking) == 1 else "were"
+        reasons["dataset"] = (
+            f"it lacks rows of {', '.join(lacking)}, which {verb} published since; build it again: scalr dataset build"
+        )
     if rolled_back:
         reasons["dataset"] = describe_rolled_back(rolled_back)
     if not _has_corrections(lake):
@@ -113,7 +119,6 @@ def rolled_back_runs(ledger: Ledger, manifest: Mapping[str, Any]) -> list[str]:
     version = manifest.get("versions", {}).get(Table.SYNTHETIC_TARGET_EVENTS.value)
     if version is None or not manifest.get("synthetic"):
         return []
-    start, cutoff = (manifest.get(name) for name in ("start", "cutoff"))
     found, live = ledger.publications.find(), {one.run_id for one in ledger.publications.live()}
     read = [one for one in found if one.is_live_at(version)]
     return sorted(
@@ -122,11 +127,31 @@ def rolled_back_runs(ledger: Ledger, manifest: Mapping[str, Any]) -> list[str]:
             for one in read
             if one.status is PublicationStatus.ROLLED_BACK
             and one.run_id not in live
-            and one.rows
-            and (cutoff is None or one.start < datetime.fromisoformat(cutoff))
-            and (start is None or one.end > datetime.fromisoformat(start))
+            and _has_labels(one, manifest)
             and not any(_replaces(later, one) for later in read)
         }
+    )
+
+
+def _runs_published_since(settings: Settings, ledger: Ledger, manifest: Mapping[str, Any]) -> list[str]:
+    """Return the runs in the feature view that were published after a training set was built; none if it would be the same."""
+    from scalr_prod.training_set import rebuild_reason
+
+    version = manifest.get("versions", {}).get(Table.SYNTHETIC_TARGET_EVENTS.value)
+    later = [] if version is None else [one for one in ledger.publications.live() if (one.delta_version or 0) > version]
+    with suppress(ScalrError):  # the stage itself says what is wrong
+        if (found := sorted(one.run_id for one in later if _has_labels(one, manifest))) and rebuild_reason(settings):
+            return found
+    return []
+
+
+def _has_labels(publication: Publication, manifest: Mapping[str, Any]) -> bool:
+    """Return whether rows of a publication may be labels of a training set."""
+    start, cutoff = (manifest.get(name) for name in ("start", "cutoff"))
+    return bool(
+        publication.rows
+        and (cutoff is None or publication.start < datetime.fromisoformat(cutoff))
+        and (start is None or publication.end > datetime.fromisoformat(start))
     )
 
 

@@ -54,6 +54,7 @@ class RuleSet:
             QualityError: A plug-in gate rule failed, or returned a rule whose name is taken or is not a valid column.
         """
         found: dict[str, RowRule | FigureRule] = {}
+        keywords = _keywords()
         for name in self._found:
             for rule in self._of(name, run):
                 problem = None
@@ -64,6 +65,10 @@ class RuleSet:
                 elif not _NAME.fullmatch(rule.name):
                     problem = (
                         f"it gave a rule under the name {rule.name!r}: only lower-case letters, digits and _ can be a column"
+                    )
+                elif isinstance(rule, RowRule) and rule.name in keywords:
+                    problem = (
+                        f"it gave a rule under the name {rule.name!r}, a keyword of SQL, which cannot be a column: rename it"
                     )
                 if problem is not None:
                     raise unusable_rule_error(name, problem)
@@ -78,6 +83,15 @@ class RuleSet:
             if name in RULES.builtin:
                 raise
             raise unusable_rule_error(name, f"it failed: {type(error).__name__}: {error}") from error
+
+
+def _keywords() -> set[str]:
+    """Return the words that DuckDB does not read as a column."""
+    import duckdb
+
+    with duckdb.connect() as connection:
+        words = "SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category IN ('reserved', 'type_function')"
+        return {word for (word,) in connection.execute(words).fetchall()}
 
 
 def unusable_rule_error(name: str, problem: str) -> QualityError:

@@ -22,7 +22,7 @@ def write_scout_page(path: Path, report: ScoutReport) -> None:
     """Write the page.
 
     Raises:
-        ReportError: The path is a folder.
+        ReportError: The path is a folder, or a file that is no page.
         LakeError: The disk is full, or the folder cannot be written to.
     """
     template = template_environment().get_template("scout.html.j2")

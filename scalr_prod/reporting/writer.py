@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.core.jsonable import Jsonable
@@ -18,6 +18,10 @@ from scalr_prod.reporting.report_data import collect_run_data
 if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.ledger import Ledger
+
+
+#: How every page begins.
+_BEGINNING: Final = b'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def write_report(settings: Settings, run_id: str | None = None, *, output: Path 
 
     Raises:
         RunNotFound: The project has no such run, or none at all.
-        ReportError: The page cannot be written, or the chart library is not installed.
+        ReportError: The page cannot be written, ``output`` is a file that is no page, or the chart library is not installed.
     """
     from scalr_prod.ledger import Ledger
 
@@ -74,10 +78,10 @@ def _latest_run_id(ledger: Ledger) -> str:
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write a page atomically.
+    """Write a page atomically, in place of an earlier one.
 
     Raises:
-        ReportError: The path is a folder.
+        ReportError: The path is a folder, or a file that is no page.
         LakeError: The disk is full, or the folder cannot be written to.
     """
     from scalr_prod.core.disk_errors import translate_disk_errors
@@ -85,7 +89,16 @@ def write_page(path: Path, text: str) -> None:
     if path.is_dir():
         raise ReportError("is a folder", where=str(path), next_step="name a file, such as page.html")
     with translate_disk_errors(path.parent), atomic_path(path) as unfinished:
+        if path.is_file() and not _is_page(path):
+            raise ReportError(
+                "the file is no page of this package, and is left as it is", where=str(path), next_step="name another file"
+            )
         unfinished.write_text(text, encoding="utf-8")
+
+
+def _is_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_BEGINNING)) == _BEGINNING
 
 
 def _relative_docs_url(index: str | None, folder: Path) -> str | None:

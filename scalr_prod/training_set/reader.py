@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.schemas import ITEM_ID, TRAIN, USER_ID
-from scalr_prod.training_set.manifest import MANIFEST_FILE, list_versions, read_manifest, rows_files, verify_files
+from scalr_prod.training_set.manifest import MANIFEST_FILE, check_file, list_versions, read_manifest, rows_files, verify_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -199,12 +199,14 @@ class TrainingSet:
             Where it was written, its rows, and for a sample the expected and the drawn number of rows.
 
         Raises:
-            TrainingSetError: Something is there already, an id cannot stand in such a file, or epochs are requested without a sample;
-                nothing is written then.
+            TrainingSetError: Something is there already, a file of rows is damaged, an id cannot stand in such a file, or epochs are
+                requested without a sample; nothing is written then.
         """
         from scalr_prod.training_set.export import ExportOptions, export_dataset_folder, export_training_set
 
         options = ExportOptions(form, weights, epochs, seed)
+        for name in rows_files(self.manifest["files"]):
+            check_file(self.path, self.manifest, name)
         if form == "parquet":
             splits = {name: self.split(name).files for name in self.splits} or {TRAIN: self.files}
             return export_dataset_folder(splits, self.manifest, Path(target), options)

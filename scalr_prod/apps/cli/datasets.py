@@ -232,7 +232,7 @@ def quality_check(
                 raise typer.BadParameter("without a scalr.toml, name the data set", param_hint="DATASET")
             from scalr_prod.training_set import TrainingSet
 
-            chosen = str(TrainingSet.open(settings.home / "datasets" / settings.training_set.name).path)
+            chosen = str(TrainingSet.open(settings.home / "datasets" / settings.training_set.name, check=True).path)
         named = suite or (settings.training_set.suite if settings else None) or "training"
         return check_dataset(dataset or chosen, suite=named, settings=settings, folder=docs, retrieval=retrieval)
 

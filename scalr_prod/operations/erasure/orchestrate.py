@@ -134,6 +134,8 @@ def _erase_ids(settings: Settings, raw_ids: Sequence[int | str], kind: Suppresse
         entries = suppressed.entries(kind)
         digests = [suppressed.digest(identifier, kind) for identifier in ids]
         pending = [digest for digest in digests if digest not in entries or not entries[digest].done]
+        new = [identifier for identifier, digest in zip(ids, digests, strict=True) if digest not in entries]
+        _warn_of_unknown_ids(lake, _SUBJECT_TYPES[kind](new), is_mapped=settings.users.is_configured)
         _record_intents(settings.home, lake, ledger, suppressed, _SUBJECT_TYPES[kind](ids))
         removed = _remove_everywhere(settings, lake, _SUBJECT_TYPES[kind](ids), purge_all=bool(pending))
         _ensure_no_active_run(ledger)
@@ -211,6 +213,17 @@ def _ensure_no_active_run(ledger: Ledger) -> None:
             where=ledger.address,
             next_step="wait until it has ended or stop it, then repeat the command",
         ).add_context(run_id=run_id)
+
+
+def _warn_of_unknown_ids(lake: Lake, subjects: Subjects, *, is_mapped: bool) -> None:
+    """Say how many ids have no event; with a map of users, whose other ids need none, only if no id has one."""
+    found: set[int | str] = set().union(*(find_ids(lake, table, subjects) for table in EVENT_TABLES[subjects.kind]))
+    unknown = len(set(subjects.ids) - found)
+    if unknown and not (is_mapped and found):
+        logger.warning(
+            "no event was found of %d of %d %ss: check the ids; later logs and runs leave them out all the same",
+            *(unknown, len(subjects.ids), subjects.kind),
+        )
 
 
 def _record_intents(home: Path, lake: Lake, ledger: Ledger, suppressed: SuppressionList, subjects: Subjects) -> None:

@@ -9,6 +9,7 @@ from scalr_prod.core.store_errors import translate_store_errors
 from scalr_prod.errors import CommitFailed, FeatureStoreError, LakeError
 
 KINDS = {
+    "DataFileDamaged": (LakeError, "scalr run"),
     "DataFileMissing": (LakeError, "scalr run"),
     "DeltaStoreError": (FeatureStoreError, "do that"),
     "SpillError": (LakeError, "do that"),

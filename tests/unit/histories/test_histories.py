@@ -85,6 +85,44 @@ def test_a_late_event_makes_new_rows_and_changes_none(tmp_path):
     assert histories_of(settings, "v") == [(1, 9, "z", 1)]
 
 
+@pytest.mark.parametrize("is_lost", [True, False], ids=["lost", "cut off"])
+@pytest.mark.parametrize("later", [[], [("u", "c", 3, 3)]], ids=["same events", "new events"])
+def test_a_table_that_lacks_a_file_is_built_again(is_lost, later, tmp_path, caplog):
+    settings = project(tmp_path, [("u", "a", 1, 1), ("u", "b", 2, 2)])
+    build_histories(settings)
+    file = next((settings.home / "lake" / Table.SOURCE_USER_HISTORY.value).glob("*.parquet"))
+    if is_lost:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:100])
+    if later:
+        add(settings, later, "later")
+    if not later:
+        assert file.name in build.rebuild_reason(settings)
+    assert not build.are_histories_current(settings)
+    with pytest.raises(LakeError, match=r"scalr run, which builds histories again"):
+        Lake.open(settings).dataset(Table.SOURCE_USER_HISTORY)
+    report = build_histories(settings)
+    assert file.name in caplog.text
+    assert report.tables[Table.SOURCE_USER_HISTORY.value].built
+    assert not report.tables[Table.SOURCE_USER_HISTORY.value].appended
+    assert histories_of(settings)[:2] == [(1, 1, "a", 1), (2, 2, "ab", 2)]
+    assert build.are_histories_current(settings)
+
+
+def test_a_pinned_version_that_lost_a_file_says_what_builds_it_again(tmp_path):
+    settings = project(tmp_path, [("u", "a", 1, 1)])
+    build_histories(settings)
+    lake = Lake.open(settings)
+    next((settings.home / "lake" / Table.SOURCE_USER_HISTORY.value).glob("*.parquet")).unlink()
+    latest = lake.version(Table.SOURCE_USER_HISTORY)
+    with pytest.raises(LakeError, match="scalr run, which builds histories again"):
+        lake.open_table(Table.SOURCE_USER_HISTORY, version=latest)
+    build_histories(settings)
+    with pytest.raises(LakeError, match="plan the run on the current tables"):
+        lake.open_table(Table.SOURCE_USER_HISTORY, version=latest)
+
+
 def test_only_the_last_events_are_kept_and_all_are_counted(tmp_path):
     settings = project(tmp_path, [("u", item, number, number) for number, item in enumerate("abcdef")], length=3)
     build_histories(settings)

@@ -551,3 +551,18 @@ def test_a_user_who_is_erased_while_a_commit_is_made_again_does_not_return(proje
     with pytest.raises(CommitFailed, match="erased while the logs were read"):
         ingest(project(log([*plain(), ("late", "s1", 3)])))
     assert "late" not in {row["user_id"] for row in held(settings)}
+
+
+LOST = "6 events, and the lake has 20 of this log"
+
+
+@pytest.mark.parametrize(
+    ("rows", "warned"),
+    [(plain(6), True), (plain()[14:], False), (plain(), False)],
+    ids=["a log that was cut off", "a log of the last days", "the same log"],
+)
+def test_a_log_that_lost_rows_is_warned_about(project, caplog, rows, warned):
+    ingest(project(log(plain())))
+    assert ingest(project(log(rows))).domains["source"].rows == 20
+    assert (LOST in caplog.text) == warned
+    assert ("scalr ingest --domain source --replace 2024-03-01" in caplog.text) == warned

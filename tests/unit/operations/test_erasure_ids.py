@@ -59,6 +59,15 @@ def test_an_id_with_blanks_that_nobody_has_is_refused(settings):
     assert users(settings) == {"ada", "ada ", " bob", "cleo"}
 
 
+def test_ids_without_an_event_are_counted_and_suppressed_all_the_same(settings, caplog):
+    assert erase_users(settings, ["ada", "dora", "emil"]).removed["source_events"] == 1
+    assert "no event was found of 2 of 3 users" in caplog.text
+    assert "dora" not in caplog.text
+    caplog.clear()
+    assert erase_users(settings, ["dora"]).known == 1
+    assert "no event was found" not in caplog.text, "they are known to be suppressed"
+
+
 def test_a_file_of_ids_is_taken_to_the_letter(settings, tmp_path):
     (tmp_path / "ids.txt").write_bytes(b"ada \r\n\r\n   \r\n bob\r\n")
     done = CliRunner().invoke(

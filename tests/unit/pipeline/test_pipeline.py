@@ -177,6 +177,10 @@ def test_a_report_for_people_leaves_out_what_was_not_done():
         ({}, "scalr report; scalr evaluate --quick, to find out whether it helps"),
         ({"policy": {"is_applied": False}}, "scalr report; scalr evaluate --quick, to find out whether it helps"),
         ({"policy": {"is_applied": True}}, "scalr report"),
+        (
+            {"publish": {"rows": 7, "table": "t", "outcome": "published"}},
+            "scalr dataset build, for a training set with its events",
+        ),
     ],
 )
 def test_an_evaluation_is_proposed_until_one_is_followed(reports, following):

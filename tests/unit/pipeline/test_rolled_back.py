@@ -157,3 +157,16 @@ def test_status_and_the_training_set_itself_say_so(settings, rolled_back, manife
     with Project(settings) as project:
         project.training_set()
     assert caplog.messages == [f"training set {folder.parent.name} v1: {why}"]
+
+
+@pytest.mark.parametrize(("rebuilt", "says"), [("synthetic_target_events changed", True), (None, False)])
+def test_status_says_that_the_training_set_lacks_a_run_that_was_resumed(
+    settings, rolled_back, manifest, monkeypatch, rebuilt, says
+):
+    monkeypatch.setattr("scalr_prod.training_set.rebuild_reason", lambda _: rebuilt)
+    with Ledger.open(settings) as ledger:
+        without = manifest | {"versions": {VIEW: 2}, "synthetic": 0}
+        ledger.datasets.record(settings.training_set.name, 1, path="v1", fingerprint="f", rows=2, cutoff=None, manifest=without)
+        publish(ledger, rolled_back, 3)
+    why = f"it lacks rows of {rolled_back}, which was published since; build it again: scalr dataset build"
+    assert (stale_stages(settings).get("dataset") == why) == says

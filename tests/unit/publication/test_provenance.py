@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -119,6 +121,21 @@ def test_none_keeps_no_source_event_and_says_so(project):
     assert kinds(project) == [("provenance", former.run_id)]
     assert runs_held(project) == {}
     assert project.held() == {former.run_id: 40, later.run_id: 40}
+
+
+def test_a_table_that_was_lost_is_named_and_comes_back_with_the_run(project):
+    spec = project.accepted()
+    publish(project.settings, spec.run_id)
+    shutil.rmtree(project.lake.uri(PROVENANCE))
+    event = project.view()["event_id"].iloc[0]
+    with pytest.raises(ProvenanceNotFound, match="or the table was lost") as caught:
+        explain_event(project.settings, event)
+    assert caught.value.where == project.lake.uri(PROVENANCE)
+    assert "set [publication]" not in caught.value.next_step
+    assert f"scalr runs rollback {spec.run_id}, then: scalr runs resume {spec.run_id}" in caught.value.next_step
+    rollback_run(project.settings, spec.run_id)
+    publish(project.settings, spec.run_id)
+    assert_sources_known(project, spec)
 
 
 def test_a_forgotten_user_leaves_the_provenance(project):

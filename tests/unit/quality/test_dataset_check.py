@@ -15,11 +15,21 @@ import yaml
 from deltalake import write_deltalake
 from pyarrow import csv
 from support.examples import sweep
+from support.training_set_folder import write_version
+from training_set.test_matrix import table_of
 from typer.testing import CliRunner
 
 from scalr_prod import Project
 from scalr_prod.apps.cli import app
-from scalr_prod.errors import EmptyInput, ForeignFiles, QualityError, QualityGateFailed, SettingsError, UnreadableInput
+from scalr_prod.errors import (
+    EmptyInput,
+    ForeignFiles,
+    QualityError,
+    QualityGateFailed,
+    SettingsError,
+    TrainingSetError,
+    UnreadableInput,
+)
 from scalr_prod.quality import check_dataset
 from scalr_prod.quality.suites import read_suite, resolve_rules, write_suite
 
@@ -309,6 +319,19 @@ def test_a_data_set_that_is_saved_in_feast_is_found_by_its_name(own, tmp_path):
         put([*good(), good()[4]], path)
         with pytest.raises(QualityGateFailed, match="synthetic_rows_are_unique"):
             project.check_quality("theirs")
+
+
+def test_a_damaged_vocabulary_of_the_own_training_set_is_named(own, tmp_path):
+    version = write_version(own.home / "datasets" / own.training_set.name, table_of([("u", "i", 1, 1.0, False)] * 4)).path
+    damaged = version / "vocabulary" / "users.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    with Project(own) as project, pytest.raises(TrainingSetError, match="its SHA-256 differs") as caught:
+        project.check_quality()
+    assert caught.value.where == str(damaged)
+    assert "scalr dataset build" in caught.value.next_step
+    done = runner.invoke(app, ["quality", "check", "--json"])  # in the folder of scalr.toml
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["where"] == str(damaged)
 
 
 def test_a_suite_that_is_written_is_edited_and_found_by_its_name(tmp_path):

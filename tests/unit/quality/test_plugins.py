@@ -99,13 +99,14 @@ def test_a_run_is_judged_again_by_a_rule_that_changed_and_not_otherwise(judged):
             ('[FigureRule("odd", "two", "two", query="SELECT 1, 2")]', "odd: its query returns no number"),
             ("1 / 0", "their_rules:Rule: it failed: ZeroDivisionError"),
             ('[RowRule("event_id_is_unique", "taken", "true")]', "which is taken"),
+            ('[RowRule("order", "a keyword", "true")]', "'order', a keyword of SQL.*rename it"),
             ('[RowRule("x; DROP", "no column", "true")]', "only lower-case letters"),
             ('[RowRule("odd", "fails at a row", "c.item_id::INT > 1")]', "odd: its condition cannot be computed"),
             ('[FigureRule("odd", "no figure", "nowhere", low=1)]', "odd: the figure 'nowhere' is not measured"),
             ('[FigureRule("odd", "ours", "accepted", query="SELECT 1")]', "odd: the figure 'accepted' is already measured"),
             ('["odd"]', "their_rules:Rule: it gave a str"),
         ],
-        keep=4,
+        keep=5,
     ),
 )
 def test_one_that_cannot_be_computed_is_named(judged, returned, said):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from scalr_prod.errors import ReportError
 from scalr_prod.evaluation import ScoutReport
 from scalr_prod.evaluation.domain_pair import PairMeasurement, SplitLift
 from scalr_prod.evaluation.domain_scout import DomainSize, FurtherSource
@@ -47,3 +50,16 @@ def test_without_a_good_pair_the_page_says_so(tmp_path):
     pairs = tuple(PairMeasurement(*names, 0, 5, 5, 0.1, problem="no common users") for names in (("a", "b"), ("b", "a")))
     write_scout_page(tmp_path / "scout.html", ScoutReport((DomainSize("a", 5, 1, 1), DomainSize("b", 5, 1, 1)), pairs))
     assert "No run is expected to help" in (tmp_path / "scout.html").read_text()
+
+
+def test_a_page_takes_the_place_of_a_page_and_of_no_other_file(tmp_path):
+    report = ScoutReport((DomainSize("a", 5, 1, 1), DomainSize("b", 5, 1, 1)), (pair("a", "b", 1.0), pair("b", "a", 1.0)))
+    page, log = tmp_path / "scout.html", tmp_path / "logs.csv"
+    write_scout_page(page, report)
+    write_scout_page(page, report)
+    log.write_text("user_id,item_id\n")
+    with pytest.raises(ReportError, match="no page of this package") as caught:
+        write_scout_page(log, report)
+    assert caught.value.where == str(log)
+    assert log.read_text() == "user_id,item_id\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"scout.html", "logs.csv"}

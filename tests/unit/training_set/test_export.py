@@ -70,6 +70,17 @@ def z_scores(weighted: pd.Series, sampled: pd.DataFrame) -> pd.Series:
     return (sampled.mean() - weighted) / errors
 
 
+@pytest.mark.parametrize("form", ["csv", "recbole", "parquet"])
+def test_a_damaged_file_of_rows_is_named(opened, tmp_path, form):
+    damaged = opened.files[0]
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(TrainingSetError, match="its SHA-256 differs") as caught:
+        opened.export(tmp_path / "out", form)
+    assert caught.value.where == str(damaged)
+    assert "scalr dataset build" in caught.value.next_step
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
 def test_the_expected_loss_over_samples_is_the_weighted_loss(thousand):
     rows, sampled = thousand
     rng = np.random.default_rng(1)
