@@ -144,7 +144,7 @@ def describe_acceptance(weights: Sequence[float], decision: Mapping[str, Any] | 
     if decision is None:
         return verdict if any(weights) else f"{verdict}: no λ > 0 was better on validation"
     low, high = decision["ci95"]
-    gain = f"{decision['lift_pct']:+.1f} % over {describe_baseline(REAL_ONLY)} (95 %: {low:+.1f} … {high:+.1f})"
+    gain = f"{decision['lift_pct']:+z.1f} % over {describe_baseline(REAL_ONLY)} (95 %: {low:+z.1f} … {high:+z.1f})"
     return f"{verdict}: {gain}; {_describe_rule(decision)}"
 
 
@@ -155,10 +155,10 @@ def _describe_rule(decision: Mapping[str, Any]) -> str:
         return "the users' own source histories predict no better than other users'"
     harm, limit = decision["harm_probability"], decision["max_harm_probability"]
     if decision["expected_pct"] <= 0:
-        return f"expected gain {decision['expected_pct']:+.1f} %"
+        return f"expected gain {decision['expected_pct']:+z.1f} %"
     relation = "≤" if harm <= limit else ">"
     return (
-        f"expected gain {decision['expected_pct']:+.1f} %, chance of a loss over {HARM_PCT:g} % {harm:.2f} {relation} {limit:g}"
+        f"expected gain {decision['expected_pct']:+z.1f} %, chance of a loss over {HARM_PCT:g} % {harm:.2f} {relation} {limit:g}"
     )
 
 

@@ -73,7 +73,7 @@ class SplitLift:
         if not np.isfinite(self.comparison.lift_pct):
             return "the list hits nothing"
         low, high = self.comparison.ci95
-        return f"{self.comparison.lift_pct:+.0f} % ({low:+.0f} … {high:+.0f})"
+        return f"{self.comparison.lift_pct:+z.0f} % ({low:+z.0f} … {high:+z.0f})"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; null for the lift over a list that hits nothing."""

@@ -91,7 +91,7 @@ class ScoutReport:
                 "events": f"{pair.source_events:,} → {pair.target_events:,}",
                 "own over others": "-" if pair.information is None else pair.information.describe(),
                 "lift in time": "-" if pair.lift is None else pair.lift.describe(),
-                "gain": "-" if pair.expected_gain_pct is None else f"{pair.expected_gain_pct:+.0f} %",
+                "gain": "-" if pair.expected_gain_pct is None else f"{pair.expected_gain_pct:+z.0f} %",
                 "training": f"{pair.training_minutes:.1f} min",
                 "reason": pair.reason or "-",
             }

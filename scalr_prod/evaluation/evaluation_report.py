@@ -399,7 +399,7 @@ def _interval(comparison: Mapping[str, Any], digits: int = 1) -> str:
     if "ci95" not in comparison:
         return ""
     low, high = comparison["ci95"]
-    return f"{comparison['lift_pct']:+.{digits}f} ({low:+.{digits}f} … {high:+.{digits}f})"
+    return f"{comparison['lift_pct']:+z.{digits}f} ({low:+z.{digits}f} … {high:+z.{digits}f})"
 
 
 def _verdict_line(verdict: Mapping[str, Any]) -> dict[str, Any]:

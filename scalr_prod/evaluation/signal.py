@@ -64,5 +64,5 @@ def describe_signal(signal: Mapping[str, Any] | None) -> str:
         gain = signal.get(name)
         if gain:
             low, high = gain["ci99"]
-            parts.append(f"{gain['nats']:+.3f} nats per event over {reference} (99 %: {low:+.3f} … {high:+.3f})")
+            parts.append(f"{gain['nats']:+z.3f} nats per event over {reference} (99 %: {low:+z.3f} … {high:+z.3f})")
     return "a user's source history adds " + ", and ".join(parts)

@@ -213,7 +213,7 @@ def _describe_signal(signal: Mapping[str, Any] | None) -> str:
     if found is None:
         return f"{text}."
     low, high = found["ci99"]
-    return f"{text} ({found['nats']:+.3f} nats per event, 99 %: {low:+.3f} … {high:+.3f})."
+    return f"{text} ({found['nats']:+z.3f} nats per event, 99 %: {low:+z.3f} … {high:+z.3f})."
 
 
 def _strongest_cross_domain(verdict: Mapping[str, Any]) -> str | None:
@@ -368,5 +368,5 @@ def _percent(comparison: Mapping[str, Any], name: str = "lift_over_best_pct") ->
     low, high = comparison["ci95"]
     if comparison[name] is None or low is None or high is None:
         return "by an undefined share (the baseline's NDCG is 0)"
-    upper = f"{high:+.0f}" if high < _UNBOUNDED_PCT else "∞"
-    return f"{comparison[name]:+.0f} % (95 %: {low:+.0f} … {upper})"
+    upper = f"{high:+z.0f}" if high < _UNBOUNDED_PCT else "∞"
+    return f"{comparison[name]:+z.0f} % (95 %: {low:+z.0f} … {upper})"

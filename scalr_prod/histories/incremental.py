@@ -140,11 +140,7 @@ def _addition(events: EventsTable, built: BuildRecord | None, shape: str) -> New
     """Return the added events, or the reason to rebuild."""
     now, name = events.current, events.table.value
     if built is None or built.known_until is None:
-        return (
-            "first build, or built by a version that kept no build record"
-            if built is None
-            else "there were no events at its last build"
-        )
+        return "no record of an earlier build" if built is None else "there were no events at its last build"
     other_events = built.events != str(now.metadata().id) or built.version > now.version()
     if built.shape != shape or other_events:
         return f"{name} was recreated" if other_events else "the settings or the row layout have changed"

@@ -80,4 +80,4 @@ def _measured(found: Mapping[str, Any]) -> str:
         return "nothing was measured"
     own = found["own_over_others"]
     low, high = own["ci99"]
-    return f"measured {own['nats']:+.3f} ({low:+.3f} … {high:+.3f}) on {found['events']} events of {found['users']} users"
+    return f"measured {own['nats']:+z.3f} ({low:+z.3f} … {high:+z.3f}) on {found['events']} events of {found['users']} users"

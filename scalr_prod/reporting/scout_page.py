@@ -39,7 +39,7 @@ def _cells(report: ScoutReport) -> dict[str, dict[str, dict[str, Any]]]:
     for pair in report.pairs:
         gain = pair.expected_gain_pct or 0.0
         cells.setdefault(pair.source, {})[pair.target] = {
-            "text": f"{gain:+.0f} %" if gain else (pair.reason or "no gain").partition(":")[0],
+            "text": f"{gain:+z.0f} %" if gain else (pair.reason or "no gain").partition(":")[0],
             "colour": "synthetic" if gain >= 0 else "real",
             "opacity": round(_MAX_OPACITY * abs(gain) / largest, 3),
         }

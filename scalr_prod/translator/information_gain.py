@@ -101,7 +101,7 @@ class OwnOverOthers:
 
     def describe(self) -> str:
         """Describe the mean with its 99 % interval, in nats."""
-        return f"{self.nats.mean:+.3f} ({self.nats.low:+.3f} … {self.nats.high:+.3f})"
+        return f"{self.nats.mean:+z.3f} ({self.nats.low:+z.3f} … {self.nats.high:+z.3f})"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

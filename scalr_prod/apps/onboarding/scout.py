@@ -76,7 +76,7 @@ class ScoutPlan:
         plan = plan_init(config, requests, names=names)
         gain = best.expected_gain_pct or 0.0
         head = (
-            f"# Best of {len(report.pairs)} pairs by `scalr scout`: {best.source} → {best.target}, expected gain {gain:+.0f} %.\n"
+            f"# Best of {len(report.pairs)} pairs by `scalr scout`: {best.source} → {best.target}, expected gain {gain:+z.0f} %.\n"
             "# It is measured by a quick translator without a recommender: `scalr evaluate` measures it with one.\n"
         )
         return replace(plan, text=head + plan.text.replace("`scalr init`", "`scalr scout`", 1))

@@ -63,6 +63,12 @@ def report(verdict, *, helps=True, quick=False, bar=None, arms=()):
             "scalr run, which applies these settings; to be sure, test at more times (scalr evaluate --cutoffs 4) or measure online",
         ),
         (
+            lift(-0.2, -5.0, 4.0, "real"),
+            "unsure",
+            f"{UNSURE}{NDCG} real events only: +0 % (95 %: -5 … +4).",
+            "scalr run, which applies these settings; to be sure, test at more times (scalr evaluate --cutoffs 4) or measure online",
+        ),
+        (
             lift(-9.0, -15.0, -2.0, "real"),
             "harms",
             f"{HARM}{NDCG} real events only: -9 % (95 %: -15 … -2).",

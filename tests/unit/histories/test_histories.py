@@ -271,7 +271,7 @@ def test_the_log_says_why_a_table_is_built_from_all_events(tmp_path, caplog):
         return {line.partition(": ")[2] for line in told}
 
     settings = project(tmp_path, [("u", "a", 1, 1), ("u", "b", 2, 2)])
-    assert said(settings) == {"first build, or built by a version that kept no build record"}
+    assert said(settings) == {"no record of an earlier build"}
     add(settings, [("u", "c", 3, 3)], "appended")
     assert said(settings) == set()
     coarser = settings.model_copy(update={"histories": settings.histories.model_copy(update={"late_step_s": 200_000})})
