@@ -182,7 +182,7 @@ def _reduced_models_and_seeds(settings: Settings) -> dict[str, Any]:
 def _with_limited_events(settings: Settings) -> Settings:
     """Return settings by which a split's contexts get at most as many events as those of the project's own run."""
     try:
-        limit = preview_run(settings).max_events_per_context
+        limit = preview_run(settings).max_events_by_ratio
     except EmptyWindow:  # such as a causal run's last day without source events: there is nothing to reckon it by
         return settings
     of_a_run = run_settings(settings, limit)["generation"]

@@ -31,7 +31,8 @@ class RunPreview(Jsonable):
         contexts: Number of contexts to translate.
         users: Number of their users.
         partitions: Number of parts.
-        max_events_per_context: How many events a context may get by ``[generation] max_synthetic_ratio``.
+        max_events_per_context: How many events a context may get.
+        max_events_by_ratio: How many ``[generation] max_synthetic_ratio`` alone would allow.
     """
 
     start: datetime
@@ -41,6 +42,7 @@ class RunPreview(Jsonable):
     users: int
     partitions: int
     max_events_per_context: int
+    max_events_by_ratio: int
 
     def differences(self, settings: Settings, spec: RunSpec) -> list[str]:
         """Return what differs from a ledger run, except its translator; empty if it would be the same run."""
@@ -78,4 +80,6 @@ def preview_run(settings: Settings) -> RunPreview:
         chosen = run_settings(settings)
         contexts, users = count_contexts(connection, chosen, window, settings.home)
         limit = max_events_per_context(settings, connection, window, contexts)
-    return RunPreview(window.start, window.end, window.as_of, contexts, users, settings.generation.partitions, limit)
+    options = settings.generation
+    allowed = min(options.events_per_source_event, limit)
+    return RunPreview(window.start, window.end, window.as_of, contexts, users, options.partitions, allowed, limit)

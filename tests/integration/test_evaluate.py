@@ -480,7 +480,7 @@ def test_a_split_draws_as_many_events_as_a_run_though_it_has_fewer_real_ones(hal
     generation = settings.generation.model_copy(update={"events_per_source_event": 20, "max_synthetic_ratio": 1.0})
     downstream = settings.downstream.model_copy(update={"volumes": (3, 20)})
     settings = settings.model_copy(update={"generation": generation, "downstream": downstream})
-    limit = preview_run(settings).max_events_per_context
+    limit = preview_run(settings).max_events_by_ratio
     assert 3 < limit < 10
     plan = EvaluationPlan.from_request(settings, EvaluationRequest(cutoff=CUTOFF, cold_fraction=0.5))
     found = plan.splits[0].settings.generation

@@ -194,7 +194,9 @@ def test_synthetic_events_are_limited_by_the_real_ones(project, caplog, ratio, w
     chosen = spec.settings["generation"]
     assert (chosen["events_per_source_event"], chosen["temperature"]) == (drawn, temperature)
     assert (f"limits each of 1 contexts to {drawn} events instead of {wanted}" in caplog.text) == (drawn < wanted)
-    assert preview_run(settings).differences(settings, spec) == []
+    preview = preview_run(settings)
+    assert preview.differences(settings, spec) == []
+    assert preview.max_events_per_context == drawn, "what a dry run shows is what a context gets"
 
 
 def test_a_temperature_of_the_settings_stays(project):
