@@ -157,9 +157,7 @@ def _describe_rule(decision: Mapping[str, Any]) -> str:
     if decision["expected_pct"] <= 0:
         return f"expected gain {decision['expected_pct']:+z.1f} %"
     relation = "≤" if harm <= limit else ">"
-    return (
-        f"expected gain {decision['expected_pct']:+z.1f} %, chance of a loss over {HARM_PCT:g} % {harm:.2f} {relation} {limit:g}"
-    )
+    return f"expected gain {decision['expected_pct']:+z.1f} %, chance of a loss over {HARM_PCT:g} % {harm:.2f} {relation} {limit:g}"
 
 
 def _describe_weights(weights: Sequence[float]) -> str:

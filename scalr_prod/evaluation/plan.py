@@ -19,7 +19,7 @@ from scalr_prod.evaluation.arms import (
     REQUIRED_ESTIMATORS,
     leave_one_out_arms,
 )
-from scalr_prod.evaluation.split import EvaluationSplit
+from scalr_prod.evaluation.split import CUTOFF_SETTING, EvaluationSplit
 from scalr_prod.generation import logs_digest, preview_run, run_settings
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
@@ -105,9 +105,14 @@ class EvaluationPlan:
         logs = logs_digest(settings)  # before they are read, so that a policy is not told to be of events that came meanwhile
         count = 1 if request.quick else request.cutoffs or downstream.cutoffs
         with staging_folder(settings, "evaluate"):  # `scalr maintain` keeps the files that are read meanwhile
-            cutoffs = choose_cutoffs(settings, request.cutoff, count)
+            cutoffs = choose_cutoffs(
+                settings, request.cutoff, count, place="--cutoffs" if request.cutoffs else "[downstream] cutoffs"
+            )
+            place = "--cutoff" if request.cutoff else CUTOFF_SETTING
             splits = [
-                EvaluationSplit.from_settings(settings, cutoff, end=end, cold_fraction=cold_fraction, name="test")
+                EvaluationSplit.from_settings(
+                    settings, cutoff, end=end, cold_fraction=cold_fraction, name="test", cutoff_place=place
+                )
                 for cutoff, end in zip(cutoffs, [*cutoffs[1:], None], strict=True)
             ]
         return cls(settings, names, splits, cold_fraction, logs)
@@ -146,13 +151,16 @@ def quick_context_limit(split: EvaluationSplit) -> int | None:
     return _QUICK_CONTEXTS if contexts > _QUICK_CONTEXTS else None
 
 
-def choose_cutoffs(settings: Settings, first: datetime | None, count: int) -> list[datetime]:
+def choose_cutoffs(
+    settings: Settings, first: datetime | None, count: int, *, place: str = "[downstream] cutoffs"
+) -> list[datetime]:
     """Return the first cutoff, and the later ones that split the following target events into parts of equal size.
 
     Args:
         settings: A project whose lake holds target events.
         first: The first cutoff; default: ``[downstream] cutoff``, or the 80th percentile of target time.
         count: Number of cutoffs.
+        place: The setting or option that the number comes from, for the error.
 
     Raises:
         EvaluationError: Too few distinct timestamps for so many cutoffs.
@@ -168,7 +176,7 @@ def choose_cutoffs(settings: Settings, first: datetime | None, count: int) -> li
         raise EvaluationError(
             f"{count} cutoffs from {begin.isoformat()} on are not distinct: the {len(after)} target events after it have too few different "
             "times",
-            where="[downstream] cutoffs",
+            where=place,
             next_step="use fewer cutoffs, or an earlier first one",
         )
     return cutoffs

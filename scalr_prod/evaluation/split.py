@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 #: Minimum number of test users.
 MIN_TEST_USERS = 20
+#: The setting of the first cutoff.
+CUTOFF_SETTING: Final = "[downstream] cutoff"
 #: Share of a training period's target events that lie before the cutoff of the next earlier split.
 EARLIER_EVENT_SHARE: Final = 0.8
 
@@ -86,6 +88,7 @@ class EvaluationSplit:
         cold_fraction: Share of users whose target history was hidden.
         name: Prefix of the home's name, and salt of the choice of hidden users.
         hidden_in_home: Whether the isolated home lacks the hidden users' target events, too; see `with_new_users`.
+        cutoff_place: The setting or option that the cutoff comes from, for errors.
     """
 
     sandbox: Sandbox
@@ -100,11 +103,19 @@ class EvaluationSplit:
     cold_fraction: float = 0.0
     name: str = "test"
     hidden_in_home: bool = True
+    cutoff_place: str = CUTOFF_SETTING
     _clusters: dict[int, NDArray[np.int32]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_settings(
-        cls, settings: Settings, cutoff: datetime, *, end: datetime | None, cold_fraction: float, name: str
+        cls,
+        settings: Settings,
+        cutoff: datetime,
+        *,
+        end: datetime | None,
+        cold_fraction: float,
+        name: str,
+        cutoff_place: str = CUTOFF_SETTING,
     ) -> EvaluationSplit:
         """Create the isolated home and read the test data.
 
@@ -114,6 +125,7 @@ class EvaluationSplit:
             end: End of testing; None: all data.
             cold_fraction: Share of users whose target history is hidden.
             name: Prefix of the home's name.
+            cutoff_place: The setting or option that the cutoff comes from, for errors.
 
         Raises:
             EvaluationError: Too few test users.
@@ -150,7 +162,7 @@ class EvaluationSplit:
             raise EvaluationError(
                 f"only {len(tested)} users with earlier events interacted with a known target item from {cutoff.isoformat()} on; "
                 f"{MIN_TEST_USERS} are needed",
-                where="[downstream] cutoff",
+                where=cutoff_place,
                 next_step="choose a cutoff with events before and after it, or ingest more target events",
             )
         return cls(
@@ -165,6 +177,7 @@ class EvaluationSplit:
             held_out,
             cold_fraction,
             name,
+            cutoff_place=cutoff_place,
         )
 
     def earlier(self, number: int = 0, *, end: datetime | None = None, cold_fraction: float | None = None) -> EvaluationSplit:
@@ -183,7 +196,9 @@ class EvaluationSplit:
         if number:
             name = f"{name}-{number + 1}"
         fraction = self.cold_fraction if cold_fraction is None else cold_fraction
-        split = EvaluationSplit.from_settings(self.settings, begin, end=end, cold_fraction=fraction, name=name)
+        split = EvaluationSplit.from_settings(
+            self.settings, begin, end=end, cold_fraction=fraction, name=name, cutoff_place=self.cutoff_place
+        )
         if self.hidden_in_home:
             return split
         number_here = index_in(split.numbering.users, self.numbering.users)

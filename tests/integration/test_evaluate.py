@@ -494,8 +494,9 @@ def test_a_split_draws_as_many_events_as_a_run_though_it_has_fewer_real_ones(hal
 
 def test_too_few_test_users_is_an_error(make_project, tmp_path):
     settings = make_project(tmp_path, EXTRA)
-    with pytest.raises(EvaluationError, match="only"):
+    with pytest.raises(EvaluationError, match="only") as caught:
         evaluate(settings, EvaluationRequest(cutoff=datetime(2024, 7, 18, 23, tzinfo=UTC)))
+    assert caught.value.where == "--cutoff", "what was given, not the setting that it overrides"
 
 
 def test_an_unknown_arm_is_an_error(settings):
