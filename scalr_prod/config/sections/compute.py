@@ -5,19 +5,22 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from scalr_prod.config.domains import SettingsSection
+from scalr_prod.config.sections.values import text_of_form
 
 
 class ComputeSettings(SettingsSection):
     """Where Dask runs."""
 
-    dask: str = Field(
+    dask: Annotated[
+        str,
+        text_of_form(r"local|(tcp|tls|ws|wss|ucx)://\S+", "local, or the address of a scheduler: tcp:// or tls://host:port"),
+    ] = Field(
         default="local",
-        pattern=r"^(local|(tcp|tls|ws|wss|ucx)://\S+)$",
         description="local: processes of this machine; else the address of a Dask scheduler, such as tls://host:8786",
     )
     ca_certificate: str | None = Field(
@@ -71,9 +74,14 @@ class ServingSettings(SettingsSection):
         default=None,
         description="host:port or unix:path of a Triton gRPC endpoint, or several separated by commas; default: start a local one",
     )
-    model_name: str | None = Field(
+    model_name: (
+        Annotated[
+            str,
+            text_of_form(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", "1 to 64 letters, digits, '_', '.' and '-', no '.' or '-' first"),
+        ]
+        | None
+    ) = Field(
         default=None,
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$",
         description="name of the model; default: translator on a local server, translator_<project> on a server at url",
     )
     repository: str | None = Field(default=None, description="model repository; default: <home>/triton")
@@ -88,10 +96,17 @@ class ServingSettings(SettingsSection):
     ca_certificate: str | None = Field(default=None, description="PEM; default: the certificate authorities that gRPC knows")
     client_certificate: str | None = Field(default=None, description="PEM, for a server that requires client certificates")
     client_key: str | None = Field(default=None, description="PEM of the client certificate's key")
-    header: str | None = Field(
+    header: (
+        Annotated[
+            str,
+            text_of_form(
+                r"[a-z0-9_.-]{1,64}=[\x21-\x7e]{1,1024}", "name=value: a name in lower case, and a value without spaces"
+            ),
+        ]
+        | None
+    ) = Field(
         default=None,
         repr=False,
-        pattern=r"^[a-z0-9_.-]{1,64}=[\x21-\x7e]{1,1024}$",
         description="name=value, sent with every request: opens Triton's restricted protocols. Keep it in the environment",
     )
     threads: int = Field(

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from scalr_prod.config.domains import SettingsSection
-from scalr_prod.config.sections.values import PageAddress, WebAddress
+from scalr_prod.config.sections.values import PageAddress, WebAddress, text_of_form
 
 
 class LoggingSettings(SettingsSection):
@@ -26,9 +26,8 @@ class LoggingSettings(SettingsSection):
 class MetricsSettings(SettingsSection):
     """Where metrics for Prometheus are written, when a stage begins, while it runs and when it ends."""
 
-    textfile: str | None = Field(
+    textfile: Annotated[str, text_of_form(r"(?s).*\.prom", "a file whose name ends with .prom")] | None = Field(
         default=None,
-        pattern=r"\.prom$",
         description="file in the folder of node_exporter's textfile collector; one for each project",
     )
     push: WebAddress | None = Field(

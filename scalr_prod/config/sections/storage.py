@@ -3,20 +3,22 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from scalr_prod.config.domains import SettingsSection, ZoneName
+from scalr_prod.config.sections.values import Identifier, text_of_form
 from scalr_prod.core.directory_marker import PROJECT_NAME_PATTERN
 
 
 class ProjectSettings(SettingsSection):
     """The project's name and where its data is kept."""
 
-    name: str | None = Field(
+    name: (
+        Annotated[str, text_of_form(PROJECT_NAME_PATTERN, "1 to 63 lower-case letters, digits and '_', no '_' first")] | None
+    ) = Field(
         default=None,
-        pattern=PROJECT_NAME_PATTERN,
         description="the project's name in shared stores: 1 to 63 lower-case letters, digits and '_'; "
         "default: <source>_to_<target>, from the domains' names",
     )
@@ -46,15 +48,13 @@ class LedgerSettings(SettingsSection):
 class FeastExportSettings(SettingsSection):
     """Names of the definitions that `scalr feast export` writes to your own feature repository."""
 
-    entity: str = Field(default="user", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="name of the entity of users")
-    key: str = Field(
+    entity: Identifier = Field(default="user", description="name of the entity of users")
+    key: Identifier = Field(
         default="user_id",
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="its join key: the name of the user column in your entity rows",
     )
-    prefix: str | None = Field(
+    prefix: Annotated[str, text_of_form(r"([A-Za-z][A-Za-z0-9_]*)?", "letters, digits and '_', a letter first")] | None = Field(
         default=None,
-        pattern=r"^([A-Za-z][A-Za-z0-9_]*)?$",
         description="prefix of the names of views and sources; default: <project>_",
     )
     source_history: bool = Field(

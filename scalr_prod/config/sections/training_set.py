@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import os
 from datetime import datetime
-from typing import Any, Final, Literal, NamedTuple, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from scalr_prod.config.domains import SettingsSection
-from scalr_prod.config.sections.values import Instant, Weight, check_plugin_names
+from scalr_prod.config.sections.values import Instant, Weight, check_plugin_names, text_of_form
 from scalr_prod.plugins import MODELS
 
 #: Default λ, used where neither a policy nor the settings give one (docs/adr/0019).
@@ -28,9 +28,10 @@ class SegmentWeights(NamedTuple):
 class TrainingSetSettings(SettingsSection):
     """What the training set holds."""
 
-    name: str = Field(
+    name: Annotated[
+        str, text_of_form(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", "1 to 64 letters, digits, '_' and '-', a letter or digit first")
+    ] = Field(
         default="training_set",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$",
         description="name of the training set's folder, and of its versions in Feast",
     )
     suite: str | None = Field(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
@@ -17,6 +18,17 @@ def _aware(value: datetime) -> datetime:
     if value.tzinfo is None:
         raise ValueError("is a naive timestamp: add its zone, for example 2024-05-01T00:00:00Z")
     return value
+
+
+def text_of_form(pattern: str, form: str) -> AfterValidator:
+    """Return the check that a text matches a pattern; the error has its form in words, and does not repeat the text."""
+
+    def check(value: str) -> str:
+        if re.fullmatch(pattern, value) is None:
+            raise ValueError(f"must be {form}")
+        return value
+
+    return AfterValidator(check)
 
 
 def check_plugin_names(group: PluginGroup, names: tuple[str, ...], also_allowed: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -49,6 +61,9 @@ def _open(value: str) -> str:
 
 
 Instant = Annotated[datetime, AfterValidator(_aware)]
-WebAddress = Annotated[str, Field(pattern=r"^https?://\S+$"), AfterValidator(_web)]
+WebAddress = Annotated[
+    str, text_of_form(r"https?://\S+", "an address that begins with http:// or https://"), AfterValidator(_web)
+]
 PageAddress = Annotated[WebAddress, AfterValidator(_open)]
+Identifier = Annotated[str, text_of_form(r"[A-Za-z_][A-Za-z0-9_]*", "letters, digits and '_', no digit first")]
 Weight = Annotated[float, Field(ge=0)]

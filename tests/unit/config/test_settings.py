@@ -151,6 +151,21 @@ def test_a_domain_needs_a_name_and_one_origin(tmp_path, source, message):
         load_settings(write(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("addition", "form"),
+    [
+        ('[project]\nname = "My Project"', "[project] name: must be 1 to 63 lower-case letters, digits and '_', no '_' first"),
+        ('[feast.export]\nkey = "user id"', "[feast.export] key: must be letters, digits and '_', no digit first"),
+        ('[metrics]\ntextfile = "scalr.txt"', "[metrics] textfile: must be a file whose name ends with .prom"),
+        ('[metrics]\npush = "host:9091"', "[metrics] push: must be an address that begins with http:// or https://"),
+    ],
+)
+def test_what_a_text_may_be_is_said_in_words(tmp_path, addition, form):
+    with pytest.raises(SettingsError) as caught:
+        load_settings(write(tmp_path, f"{DOMAINS}\n{addition}\n"))
+    assert caught.value.found == form
+
+
 def test_missing_and_broken_files(tmp_path):
     with pytest.raises(SettingsError, match="no such file"):
         load_settings(tmp_path / "absent.toml")
