@@ -150,16 +150,25 @@ class TimestampParser:
     def _parse(self, text: pa.Array, origin: CellOrigin) -> pa.Array:
         if not len(text):
             return text.cast(UTC_MICROSECONDS)
-        if pc.all(pc.match_substring_regex(text, _NUMBER)).as_py():
+        numbers = pc.match_substring_regex(text, _NUMBER)
+        if (other_at := first_true_index(pc.invert(numbers))) is None:
             fraction = pc.any(pc.match_substring_regex(text, r"[.eE]")).as_py()
             kind = pa.float64() if fraction else pa.int64()
             return self._from_epoch(_cast(text, kind, origin), origin)
         text = pc.replace_substring_regex(text, r"\s*(UTC|GMT)$", "Z")
         text = pc.replace_substring_regex(text, r"\s+([+-]\d{2}(:?\d{2})?)$", r"\1")
         text = pc.replace_substring_regex(text, r"(\.\d{6})\d+", r"\1")
-        at = first_true_index(pc.invert(pc.match_substring_regex(text, _ISO)))
+        is_iso = pc.match_substring_regex(text, _ISO)
+        at = first_true_index(pc.invert(is_iso))
+        if at is not None and numbers[at].as_py() and is_iso[other_at].as_py():
+            raise origin.bad_value(
+                f"epoch numbers are mixed with ISO 8601 texts: '{text[at].as_py()}' here, '{text[other_at].as_py()}' in row "
+                f"{origin.row + other_at + 1}",
+                at=at,
+                next_step="give all of the column in one form",
+            )
         if at is not None:
-            raise _unparsable(text, at, origin)
+            raise _unparsable(text, other_at if numbers[at].as_py() else at, origin)
         zoned = pc.match_substring_regex(text, _ZONED)
         self.with_offset += pc.sum(zoned).as_py() or 0
         naive_at = first_true_index(pc.invert(zoned))

@@ -160,6 +160,15 @@ CASES = {
         "t.csv", HEAD + ROW + "u1,i1,yesterday\n", BadValue, ("t.csv, column 'timestamp', row 2", "'yesterday'", "ISO 8601")
     ),
     "impossible date": Case("t.csv", HEAD + "u1,i1,2024-02-30T00:00:00Z\n", BadValue, ("row 1", "2024-02-30")),
+    "epoch numbers and ISO": Case(
+        "t.csv",
+        HEAD + "u1,i1,1714564800\n" + ROW,
+        BadValue,
+        ("row 1", "epoch numbers are mixed with ISO 8601 texts: '1714564800' here", "in row 2", "in one form"),
+    ),
+    "epoch numbers and a word": Case(
+        "t.csv", HEAD + "u1,i1,1714564800\nu1,i1,unknown\n", BadValue, ("row 2", "'unknown' is not a timestamp")
+    ),
     "empty timestamp": Case("t.csv", HEAD + ROW + "u1,i1,\n", BadValue, ("t.csv, column 'timestamp', row 2",)),
     "null timestamp": Case(
         "t.parquet", typed(timestamp=pa.nulls(1, pa.timestamp("us", "UTC"))), BadValue, ("row 1", "null timestamp")
