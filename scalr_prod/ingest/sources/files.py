@@ -259,11 +259,15 @@ def expand_files(source: LogSource) -> list[ResolvedPath]:
             paths = [path] if filesystem.exists(path) else []
         ensure_no_tables(filesystem, paths, url)
     if not paths:
-        raise UnreadableInput(
-            "no file matches" if _has_magic(path) else "no such file",
-            where=url,
-            next_step=f"correct {source.wanted.location}",
-        )
+        next_step = f"correct {source.wanted.location}"
+        if filesystem.isdir(path):
+            raise UnreadableInput(
+                f"the folder contains no file whose name ends with {_ENDINGS}",
+                where=url,
+                next_step=f"{next_step}, or give the files in it the ending of their format",
+            )
+        found = "no file matches" if _has_magic(path) else "no such file"
+        raise UnreadableInput(found, where=url, next_step=next_step)
     return [ResolvedPath(_url_of(name, url), filesystem, name) for name in paths]
 
 
@@ -340,11 +344,17 @@ def _readable(url: str, kind: str, *, by_name: bool) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError, csv.Error) as error:
         next_step = "check that the file is complete, and of this format"
+        found = first_error_line(error)
         if isinstance(error, UnicodeDecodeError):
-            next_step = "write the file again as UTF-8"
+            found, next_step = f"it is not text in UTF-8 ({error.reason})", "write the file again as UTF-8"
+            if b"\0" in error.object:
+                found = "it is not text, or not in UTF-8: it has zero bytes"
+                next_step += (
+                    f"; if it is compressed or not text, give it the ending of its format, such as .parquet or .{kind}.gz"
+                )
         elif by_name:
             next_step = f"check that the file is complete; if it is not {kind}, give it the ending of its format: {_ENDINGS}"
-        raise UnreadableInput(f"cannot be read as {kind}: {first_error_line(error)}", where=url, next_step=next_step) from error
+        raise UnreadableInput(f"cannot be read as {kind}: {found}", where=url, next_step=next_step) from error
 
 
 def first_error_line(error: Exception) -> str:
@@ -449,17 +459,32 @@ def _csv(file: _File, wanted: ColumnSelection) -> Iterator[pa.RecordBatch]:
     delimiter, names = _csv_header(file, wanted)
     if not names:
         return
+    ragged: list[csv.InvalidRow] = []
+
+    def refuse(row: csv.InvalidRow) -> str:
+        ragged.append(row)
+        return "error"
+
     with _binary(file) as stream:
         # newlines_in_values: a quoted title may hold a line break, which must not split a row between two blocks.
-        reader = csv.open_csv(
-            stream,
-            read_options=csv.ReadOptions(block_size=_BYTES, use_threads=False),
-            parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=csv.ConvertOptions(
-                include_columns=names, column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
-            ),
-        )
-        yield from reader
+        try:
+            yield from csv.open_csv(
+                stream,
+                read_options=csv.ReadOptions(block_size=_BYTES, use_threads=False),
+                parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refuse),
+                convert_options=csv.ConvertOptions(
+                    include_columns=names, column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+                ),
+            )
+        except pa.ArrowInvalid as error:
+            if not ragged:
+                raise
+            row = ragged[0]
+            raise UnreadableInput(
+                f"has {row.actual_columns} values, and the line of column names {row.expected_columns}: {row.text[:100]!r}",
+                where=f"{file.url}, row {row.number - 1}",  # the names are pyarrow's row 1
+                next_step=f"complete the row, or quote a value that contains {delimiter!r}; an empty value is allowed",
+            ) from error
 
 
 def _csv_header(file: _File, wanted: ColumnSelection) -> tuple[str, list[str]]:

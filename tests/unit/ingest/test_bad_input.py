@@ -71,7 +71,7 @@ WEIGHT = 'columns = { weight = "w" }'
 CASES = {
     "no such file": Case("missing.parquet", None, UnreadableInput, ("t/missing.parquet", "no such file", "[domains]")),
     "no match": Case("t/none-*.parquet", None, UnreadableInput, ("no file matches",)),
-    "empty folder": Case("folder", "dir", UnreadableInput, ("folder", "no such file")),
+    "empty folder": Case("folder", "dir", UnreadableInput, ("folder contains no file", ".parquet, .csv", "[domains]")),
     "zero bytes csv": Case("t.csv", "", EmptyInput, ("t.csv", "has no rows", "[domains.target]")),
     "header only csv": Case("t.csv", HEAD, EmptyInput, ("t.csv", "has no rows")),
     "zero bytes jsonl": Case("t.jsonl", "", EmptyInput, ("t.jsonl", "has no rows")),
@@ -97,7 +97,11 @@ CASES = {
     "not xz": Case("t.csv.xz", HEAD + ROW, UnreadableInput, ("t.csv.xz", "complete")),
     "not gzip": Case("t.csv.gz", HEAD + ROW, UnreadableInput, ("t.csv.gz",)),
     "unknown format": Case("t.xlsx", "PK", UnreadableInput, ("t.xlsx", "format")),
-    "ragged csv": Case("t.csv", HEAD + ROW + "u1,i1\n", UnreadableInput, ("t.csv", "cannot be read as csv")),
+    "short row of a csv": Case(
+        "t.csv", HEAD + ROW + "u1,i1\n", UnreadableInput, ("t.csv, row 2", "has 2 values", "names 3: 'u1,i1'", "complete")
+    ),
+    "long row of a csv": Case("t.csv", HEAD + ROW + "u," + ROW, UnreadableInput, ("t.csv, row 2", "has 4 values", "quote")),
+    "binary csv": Case("t.csv", gzip.compress(HEAD.encode()), UnreadableInput, ("t.csv", "not text", "zero bytes", ".csv.gz")),
     "csv of latin-1": Case(
         "t.csv", (HEAD + ROW + "jos\xe9,i,2024-05-01T12:00:00Z\n").encode("latin-1"), InputError, ("t.csv", "UTF")
     ),
