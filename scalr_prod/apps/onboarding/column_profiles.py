@@ -274,7 +274,7 @@ class LogProfile:
             zone: IANA zone of its naive times.
         """
         names = dict.fromkeys(sample.rows.schema.names)
-        return cls([_profile(sample, name, zone) for name in names], sample.rows.num_rows)
+        return cls([profile_column(sample, name, zone) for name in names], sample.rows.num_rows)
 
     def _distinct_pairs(self, first: str, second: str) -> np.ndarray:
         """Return the distinct pairs of values as codes, two columns."""
@@ -400,7 +400,8 @@ def _pair_count(keys: np.ndarray) -> float:
     return float((sizes * (sizes - 1) / 2).sum())
 
 
-def _profile(sample: Batch, name: str, zone: str) -> ColumnProfile:
+def profile_column(sample: Batch, name: str, zone: str) -> ColumnProfile:
+    """Profile a column of a sample, as `LogProfile.from_sample` does each."""
     import pyarrow as pa
 
     values, origin = select_column(sample, name)

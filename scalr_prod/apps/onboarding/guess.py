@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from scalr_prod.apps.onboarding.column_profiles import LogProfile, parse_times
+from scalr_prod.apps.onboarding.column_profiles import LogProfile, parse_times, profile_column
 from scalr_prod.apps.onboarding.evidence import LEAST_USERS, Inference, infer_columns
 from scalr_prod.apps.onboarding.log_request import LogRequest
 from scalr_prod.apps.onboarding.log_samples import EVIDENCE_ROWS, NAMES_ROWS, read_sample
@@ -98,6 +98,10 @@ def guess_logs(base: Settings, requests: Sequence[LogRequest], *, decisive: bool
             where=" and ".join(str(error.where) for error in errors),
             next_step="; ".join(str(error.next_step) for error in errors),
         )
+    *sources, target = drafts.values()
+    if not target.request.is_open:
+        for source in sources:
+            _note_no_common_user(base, source, target)
     return {place: draft.guess() for place, draft in drafts.items()}
 
 
@@ -230,6 +234,27 @@ def _by_values(base: Settings, drafts: Mapping[str, _Draft]) -> None:
         draft.missing |= {
             role: _not_found(role, draft.request) for role in EVENT_ROLES if role not in {*inference.columns, *draft.missing}
         }
+
+
+def _note_no_common_user(base: Settings, source: _Draft, target: _Draft) -> None:
+    """Add a note to a source if a larger sample of it, too, shares no user with the target."""
+    counts: list[str] = []
+    for rows in (NAMES_ROWS, EVIDENCE_ROWS):
+        users = []
+        counts.clear()
+        for draft, owner in ((source, "its"), (target, "the target's")):
+            sample = draft.sample
+            if NAMES_ROWS <= sample.rows.num_rows < rows:  # there may be more
+                sample, _ = read_sample(base, draft.request, rows=rows)
+            users.append(profile_column(sample, draft.columns["user"], "UTC").texts)
+            counts.append(f"the {len(users[-1]):,} users of {owner} first {sample.rows.num_rows:,} rows")
+        if users[0] & users[1]:
+            return
+    note = (
+        f"none of {counts[0]} is among {counts[1]}, and logs without a common user are refused: name columns with the same ids, or map "
+        "the ids as docs/guides/users-and-domains.md says"
+    )
+    source.notes["user"] = "; ".join(filter(None, (source.notes.get("user"), note)))
 
 
 def _is_told(role: str, column: str, profile: LogProfile) -> bool:

@@ -219,6 +219,21 @@ def test_one_log_for_both_is_remarked_on(tmp_path, target):
     assert look(tmp_path, target, target.name).notes == ["[target] log: it is the source's log, too (--target)"]
 
 
+@pytest.mark.parametrize(("rows", "common", "noted"), [(12, 0, True), (12, 1, False), (12_000, 1, False)])
+def test_logs_without_a_common_user_are_remarked_on(tmp_path, target, rows, common, noted):
+    """The common user may be in a later row than those that the columns' names are found in."""
+    users = [*(f"u{number}" for number in range(rows - common)), *["1"] * common]
+    log = pd.DataFrame({"user_id": users, "item_id": "a", "timestamp": 1_700_000_000})
+    log.to_csv(tmp_path / "log.csv", index=False)
+    found = look(tmp_path, target, "log.csv").notes
+    assert bool(found) == noted
+    assert all(
+        "none of the 12 users of its first 12 rows is among the 4 users of the target's first 12 rows" in note
+        and "users-and-domains.md says (--column source.user=NAME)" in note
+        for note in found
+    )
+
+
 def test_a_zone_that_is_named_is_used_and_not_remarked_on(tmp_path, target):
     csv(frame("user_id", "item_id", "ts", form("%d.%m.%Y %H:%M", "Europe/Paris")), "log.csv")(tmp_path)
     found = look(tmp_path, target, "log.csv", timezone="Europe/Paris")
