@@ -142,13 +142,19 @@ def publish_for(settings: Settings, run_id: str, canary: Canary | None, *, is_wi
     check_exclusive_commits(Lake.open(settings))
     with open_run(settings, run_id) as run:
         last, outcome = run.confirm_pending()
-        live = None if last is None or run.is_lost(last) or (not is_widening and run.is_superseded(last)) else last
+        is_gone = last is not None and (run.confirm_rollback(last) or run.is_lost(last))
+        live = None if last is None or is_gone or (not is_widening and run.is_superseded(last)) else last
         if live is not None and _covers(live, canary):
             report = PublicationReport.from_publication(live, outcome)
         else:
             report = _commit_run(settings, run, canary, live)
     logger.info("%s: %s, %d rows in version %s", run_id, report.outcome, report.rows, report.delta_version)
     return replace(report, online=update_online_store(settings))
+
+
+def rollback_key(publication: Publication) -> str:
+    """Return the key of the commit that rolls a publication back."""
+    return f"rollback:{publication.run_id}:{publication.attempt}"
 
 
 @dataclass(frozen=True)
@@ -200,6 +206,20 @@ class RunInView:
                 attempts.append(last)
                 outcome = "recovered"
         return (attempts[-1] if attempts and attempts[-1].status is PublicationStatus.PUBLISHED else None), outcome
+
+    def confirm_rollback(self, publication: Publication) -> bool:
+        """Return whether a publication's rollback was committed; record it if a process ended before doing so."""
+        key = rollback_key(publication)
+        if self.view.transaction_version(key) is None:
+            return False
+        version = self.lake.commit_version(_VIEW, key)
+        self.ledger.publications.record_rollback(
+            self.run_id,
+            attempt=publication.attempt,
+            delta_version=self.view.version() if version is None else version,
+            cause="rollback: found in the lake's log after an interruption",
+        )
+        return True
 
     def is_lost(self, publication: Publication) -> bool:
         """Return whether the view's table is another one than a publication was committed to: its folder was removed, or restored."""

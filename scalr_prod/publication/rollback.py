@@ -16,7 +16,7 @@ from scalr_prod.core.delta_log import arrow_schema
 from scalr_prod.errors import LakeError, PublicationError
 from scalr_prod.lake import CommitResult, retry_on_new_version, stale_since, window_sql
 from scalr_prod.ledger import PublicationStatus
-from scalr_prod.publication.commit import PublicationReport, open_run, update_online_store
+from scalr_prod.publication.commit import PublicationReport, open_run, rollback_key, update_online_store
 from scalr_prod.publication.regions import RegionRows, ViewRegion, count_rows_by_run, published_region, stream_rows, subtract
 from scalr_prod.schemas import Table
 
@@ -69,7 +69,7 @@ def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
 
 def _remove_run(run: RunInView, last: Publication) -> PublicationReport:
     run_id, lake, view = run.run_id, run.lake, run.view
-    key = f"rollback:{run_id}:{last.attempt}"
+    key = rollback_key(last)
     window = ViewRegion(last.start, last.end)
     rows: dict[str, int] = {}
     others: dict[str, int] = {}

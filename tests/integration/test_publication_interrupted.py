@@ -172,6 +172,18 @@ def test_a_run_replaced_by_one_that_died_unrecorded_is_put_back(project):
     assert project.held() == {first.run_id: 200}
 
 
+@pytest.mark.slow
+def test_a_run_whose_rollback_died_unrecorded_is_published_again(project):
+    spec = project.accepted()
+    publish(project.settings, spec.run_id)
+    killed(project, "rollback_run", "before the confirmation", spec.run_id)
+    assert project.held() == {}
+    report = publish(project.settings, spec.run_id)
+    assert (report.outcome, report.attempt, report.rows) == ("published", 2, 200)
+    assert project.held() == {spec.run_id: 200}
+    assert publish(project.settings, spec.run_id).outcome == "already_published"
+
+
 @long
 @pytest.mark.slow
 def test_a_run_that_died_unrecorded_and_was_replaced_since_is_put_back(project):
