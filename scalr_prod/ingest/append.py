@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 #: Rows sampled to detect a log that was read in another time zone, and the smallest sample that allows a verdict.
 _SAMPLE_ROWS: Final = 2_000
 _MIN_ROWS: Final = 20
+#: Rows of the lake in a log's time window that are too few to say what most of them are like.
+_FEW_ROWS: Final = 100
 _QUARTER_US: Final = 15 * 60 * 1_000_000
 #: Largest difference between two time zones.
 _MAX_ZONE_SHIFT: Final = timedelta(hours=26)
@@ -167,8 +169,9 @@ class AppendMissing:
             sum(found.rows_in_window for found in ranges),
         )
         changed = sum(found.changed for found in ranges)
-        self.ensure_not_double_counted(changed - self.extra_copies, f"with another {CREATED_TIMESTAMP}, weight, type or value")
-        self._refuse_moved(opened)
+        difference = f"with another {CREATED_TIMESTAMP}, weight, type or value"
+        self.ensure_not_double_counted(changed - self.extra_copies, difference, in_lake=self.rows_in_window)
+        self._refuse_moved(opened, [found.lacking for found in ranges if found.lacking is not None and found.rows_in_window])
         self._compared = opened.version()
 
     def _time_ranges(self) -> Iterator[tuple[SortedFile, datetime]]:
@@ -202,13 +205,18 @@ class AppendMissing:
         table = self.lake.open_table(self.table, version=version)
         return scan_table(table, columns=columns, where=own, since=first, until=last)
 
-    def ensure_not_double_counted(self, events: int, difference: str) -> None:
-        """Ensure that at most half of the log is already in the lake with other values.
+    def ensure_not_double_counted(self, events: int, difference: str, *, in_lake: int) -> None:
+        """Ensure that at most half of the log, or of the lake's rows in its time window, is in the lake with other values.
+
+        Args:
+            events: Number of such events.
+            difference: How they differ, for the error.
+            in_lake: The lake's rows in the log's time window; a few do not count.
 
         Raises:
-            BadValue: It is.
+            BadValue: More are.
         """
-        if 2 * events > self.log.rows:
+        if 2 * events > min(self.log.rows, max(in_lake, _FEW_ROWS)):
             raise BadValue(
                 f"{events} of {self.log.rows} events are in the lake already {difference}; ingesting again would double-count",
                 where=self.log.origin,
@@ -216,15 +224,19 @@ class AppendMissing:
                 "project home",
             )
 
-    def _refuse_moved(self, opened: DeltaTable) -> None:
+    def _refuse_moved(self, opened: DeltaTable, pieces: Sequence[SortedFile]) -> None:
         """Reject a log most of whose events are in the table shifted by quarter hours, as from another time zone.
+
+        Args:
+            opened: The table.
+            pieces: The files of rows that the table lacks, of times of which it has others.
 
         Raises:
             BadValue: Most of a sample of the rows that the table lacks are shifted.
         """
-        if 2 * self._rows <= self.log.rows:
+        if 2 * self._rows <= self.log.rows or not pieces:
             return
-        middle = self._pieces[len(self._pieces) // 2]
+        middle = pieces[len(pieces) // 2]
         first_rows = next(iter_sorted_batches(middle, self.tasks.folder)).slice(0, _SAMPLE_ROWS)
         self.db.register("first_rows", first_rows)
         self.db.execute(

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Users' consent to the use of a source domain's events: each user's latest answer, from a column of the log or from a file.
 
-The answers of a log are merged with those of earlier logs: an answer stays until a later event has another one. A file of consents replaces
-all earlier answers of its domain. A user with events but without an answer has not consented.
+The answers of a log are merged with those of earlier logs: an answer stays until a later event has another one, or until its event may be
+one of those that ``--replace`` removes. A file of consents replaces all earlier answers of its domain. A user with events but without an
+answer has not consented.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from scalr_prod.ingest.rows import create_temp_table, scan_table
 from scalr_prod.schemas import EVENT_TIMESTAMP, USER_ID, Table
-from scalr_prod.workspace import open_consent, parquet_sql, quote_literal, write_consent
+from scalr_prod.workspace import open_consent, parquet_sql, quote_literal, timestamp_literal, write_consent
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from scalr_prod.config import Settings
     from scalr_prod.ingest.append import StagedLog
     from scalr_prod.lake import Lake
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def record_consent(settings: Settings, db: Any, lake: Lake, log: StagedLog, answers: str) -> None:
+def record_consent(
+    settings: Settings, db: Any, lake: Lake, log: StagedLog, answers: str, *, since: datetime | None = None
+) -> None:
     """Record the answers of a source domain's users: all who have events in the lake or in the log.
 
     Args:
@@ -32,6 +37,7 @@ def record_consent(settings: Settings, db: Any, lake: Lake, log: StagedLog, answ
         lake: The lake, with the table of source events.
         log: The log.
         answers: Query of this ingest's answers, with the lake's user ids: ``user_id``, ``event_timestamp``, ``consent``.
+        since: The log replaces the domain's events from then on: earlier answers of these no longer count. None: it replaces none.
     """
     section, names = settings.domains[log.place], settings.domains.consent_domains
     domain = quote_literal(section.name)
@@ -43,7 +49,10 @@ def record_consent(settings: Settings, db: Any, lake: Lake, log: StagedLog, answ
     with open_consent(settings.home) as path:
         former = "" if path is None else f"FROM {parquet_sql(path)}"
         if former and section.consent is None:
-            latest += f" UNION ALL SELECT {USER_ID}, consent, {EVENT_TIMESTAMP}, 0 {former} WHERE domain = {domain}"
+            kept = (
+                "" if since is None else f" AND ({EVENT_TIMESTAMP} < {timestamp_literal(since)} OR {EVENT_TIMESTAMP} IS NULL)"
+            )
+            latest += f" UNION ALL SELECT {USER_ID}, consent, {EVENT_TIMESTAMP}, 0 {former} WHERE domain = {domain}{kept}"
         query = f"""SELECT {domain} AS domain, {USER_ID}, coalesce(consent, false) AS consent, {EVENT_TIMESTAMP}
             FROM consent_users LEFT JOIN (
                 FROM ({latest})

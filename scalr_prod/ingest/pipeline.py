@@ -630,7 +630,7 @@ class IngestPipeline:
             read_answers = staged_rows_sql(staged.consent_files, {USER_ID: self.user_ids.log_id_types[log.domain]})
             answers = self.user_ids.exclude_suppressed(self.db, self.suppressed, read_answers, log.domain)
             create_ids_table(self.db, "log_users", [(self.log_tasks[place].folder, log.users)])
-            record_consent(self.settings, self.db, self.lake, log, answers)
+            record_consent(self.settings, self.db, self.lake, log, answers, since=self.since)
         size, duplicates = update_catalogue(
             self.db, self.lake, log, self.items[place], opened=self.opened[Table.items(log.domain)]
         )

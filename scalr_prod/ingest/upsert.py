@@ -122,7 +122,7 @@ class UpsertByEventId(AppendMissing):
         rows = self._in_window(version, columns=event, where=pc.field(EVENT_ID).is_null() if with_ids else None)
         create_temp_table(self.db, "counted", rows, "SELECT DISTINCT * FROM loaded")
         same = count_rows(self.db, f"FROM {self._missing} SEMI JOIN counted USING ({', '.join(event)})")
-        self.ensure_not_double_counted(same, "without an event_id")
+        self.ensure_not_double_counted(same, "without an event_id", in_lake=count_rows(self.db, "FROM counted"))
 
     def commit(self, count: Callable[[int], None], ensure_none_erased: Callable[[], None]) -> CommitSummary:
         """Append missing events, update changed ones and remove those that are left out, in one commit; see `AppendMissing.commit`."""

@@ -8,7 +8,7 @@ import duckdb
 import pandas as pd
 import pyarrow as pa
 import pytest
-from support.ingest_project import log, project_in, rows_of
+from support.ingest_project import DAY, log, project_in, rows_of
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import BadValue, ColumnNotFound, InputError, SettingsError
@@ -123,6 +123,18 @@ def test_a_withdrawal_counts_even_if_its_event_is_left_out(make):
         "unknown_type": 1,
     }
     assert without_consent(settings) == ["u1", "u2"], "an impossible time does not say which answer is the latest"
+
+
+def test_an_answer_of_a_replaced_event_no_longer_counts(make):
+    """A consent of a wrong row in the future would outrank every withdrawal before it."""
+    future = log(("u1", "s1", 0), ("u1", "s2", 4), ("u2", "s1", 1), agreed=[True, True, True])
+    ingest(make(future, TARGET, source_toml=COLUMN))
+    withdrawn = log(("u1", "s1", 0), ("u1", "s3", 3), ("u2", "s1", 1), agreed=[True, False, True])
+    settings = make(withdrawn, TARGET, source_toml=COLUMN + "\nmax_removed_share = 1.0")
+    ingest(settings)
+    assert without_consent(settings) == [], "the answer of the later event"
+    ingest(settings, replace=(DAY + pd.Timedelta(days=1)).to_pydatetime(), domain="source")
+    assert without_consent(settings) == ["u1"]
 
 
 def test_training_leaves_out_whoever_a_run_leaves_out(make):

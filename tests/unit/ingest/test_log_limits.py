@@ -475,6 +475,14 @@ def test_another_weight_of_a_type_is_refused_where_events_would_count_twice(proj
         ingest(project(frame, WEIGHED.replace("0.25", "0.5"), TYPES))
 
 
+def test_another_weight_is_refused_though_most_of_the_log_is_new(project):
+    rows = [(f"u{n}", "s0", n) for n in range(150)]
+    ingest(project(log(rows, kind=lambda frame: ["view"] * len(frame)), WEIGHED, TYPES))
+    grown = log([*rows, *((user, "s1", day) for user, _, day in rows * 2)], kind=lambda frame: ["view"] * len(frame))
+    with pytest.raises(BadValue, match="150 of 450 events are in the lake already with another"):
+        ingest(project(grown, WEIGHED.replace("0.25", "0.5"), TYPES))
+
+
 def test_the_same_ids_of_two_source_domains_are_different_events(tmp_path):
     for name in ("a", "b"):
         log(plain(), id=same_ids).to_parquet(tmp_path / f"{name}.parquet", index=False)

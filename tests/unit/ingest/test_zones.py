@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from scalr_prod.config.settings import load_settings
+from scalr_prod.core import partitioned
 from scalr_prod.errors import BadValue
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
@@ -64,6 +65,18 @@ def test_another_zone_is_refused_and_replaces_where_it_is_told_to(project, first
     assert rows(settings) == rows_before
     first_there = pd.Timestamp(Lake.open(settings).read(Table.TARGET_EVENTS)["event_timestamp"].to_pandas().min())
     assert first_there == whole["timestamp"].min().tz_localize("Europe/Paris")
+
+
+def test_another_zone_is_refused_though_most_of_the_log_is_new(project, monkeypatch):
+    monkeypatch.setattr(partitioned, "PARTITION_ROWS", 100)
+    whole = log(np.random.default_rng(2), days=10)
+    settings = project(whole, "UTC")
+    ingest(settings)
+    there = rows(settings)
+    later = [whole.assign(timestamp=whole["timestamp"] + pd.Timedelta(days=days)) for days in (10, 20, 30)]
+    with pytest.raises(BadValue, match="ingesting again would double-count"):
+        ingest(project(pd.concat([whole, *later]), "Europe/Paris"))
+    assert rows(settings) == there
 
 
 def test_new_days_are_added_also_where_users_do_each_day_what_they_did_before(project):

@@ -158,3 +158,16 @@ def test_files_of_one_commit_have_an_id_in_common_whoever_writes_them(lake):
     (by_delta,) = file_names(lake.open_table(TABLE))
     assert by_delta.startswith(f"part-00000-{commit_id_of(by_delta)}-")
     assert commit_id_of("x/other.parquet") == "x/other.parquet"
+
+
+def test_files_that_are_restored_while_others_are_looked_for_stay(lake):
+    lake.append(TABLE, rows(["kept"]), key="kept")
+    hidden = lake.version(TABLE)
+    lake.hide_rows(TABLE, key="off", expected_version=hidden)
+
+    def restore() -> list[int]:
+        lake.restore_rows(TABLE, hidden, key="on", expected_version=lake.version(TABLE))
+        return []
+
+    assert lake.vacuum(TABLE, keep_days=0, keep_versions=restore) == 0
+    assert users_of(lake) == ["kept"]
