@@ -253,6 +253,11 @@ class DomainSettings(SettingsSection):
     def _whole_date(cls, value: str | None) -> str | None:
         if value is not None and "%Y" not in value:
             raise ValueError(f"{value!r} has no four-digit year (%Y), as in %d.%m.%Y")
+        if unread := {"%f", "%z", "%Z"} & set(re.findall("%.", value or "")):
+            raise ValueError(
+                f"{value!r} has {' and '.join(sorted(unread))}, but reads local times in whole seconds: leave timestamp_format out if the "
+                "times are ISO 8601, with offsets or fractions; write other times as ISO 8601 before"
+            )
         return value
 
     @model_validator(mode="after")
