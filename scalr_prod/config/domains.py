@@ -300,9 +300,13 @@ class Domains(SettingsSection):
     def _named_by_keys(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
+        names: dict[str, str] = {}
         for key in value:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", str(key)):
                 raise ValueError(f"'{key}' is not a valid name: 1 to 64 letters, digits and '_', no digit first")
+            # DuckDB's tables and views of each log have its name, without regard to case.
+            if (other := names.setdefault(str(key).lower(), key)) != key:
+                raise ValueError(f"'{other}' and '{key}' differ in case only: rename one of them")
         return {key: {"name": key} | source if isinstance(source, dict) else source for key, source in value.items()}
 
     @model_validator(mode="after")
