@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _NAME_LENGTH: Final = 63
 #: Weight of an event type; float32 in the lake.
-EventWeight = Annotated[float, Field(gt=0, le=1e6)]
+EventWeight = Annotated[float, Field(ge=1e-9, le=1e6)]
 
 
 def _known_zone(value: str) -> str:
