@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _NAME_LENGTH: Final = 63
 #: Weight of an event type; float32 in the lake.
-EventWeight = Annotated[float, Field(gt=0, le=1e6)]
+EventWeight = Annotated[float, Field(ge=1e-9, le=1e6)]
 
 
 def _known_zone(value: str) -> str:
@@ -253,6 +253,11 @@ class DomainSettings(SettingsSection):
     def _whole_date(cls, value: str | None) -> str | None:
         if value is not None and "%Y" not in value:
             raise ValueError(f"{value!r} has no four-digit year (%Y), as in %d.%m.%Y")
+        if unread := {"%f", "%z", "%Z"} & set(re.findall("%.", value or "")):
+            raise ValueError(
+                f"{value!r} has {' and '.join(sorted(unread))}, but reads local times in whole seconds: leave timestamp_format out if the "
+                "times are ISO 8601, with offsets or fractions; write other times as ISO 8601 before"
+            )
         return value
 
     @model_validator(mode="after")
@@ -295,9 +300,13 @@ class Domains(SettingsSection):
     def _named_by_keys(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
+        names: dict[str, str] = {}
         for key in value:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", str(key)):
                 raise ValueError(f"'{key}' is not a valid name: 1 to 64 letters, digits and '_', no digit first")
+            # DuckDB's tables and views of each log have its name, without regard to case.
+            if (other := names.setdefault(str(key).lower(), key)) != key:
+                raise ValueError(f"'{other}' and '{key}' differ in case only: rename one of them")
         return {key: {"name": key} | source if isinstance(source, dict) else source for key, source in value.items()}
 
     @model_validator(mode="after")

@@ -512,6 +512,7 @@ class IngestPipeline:
         Raises:
             BadValue: A log is already in the lake with other created times or weights, or under other users; or a replacement would
                 remove more than the settings allow.
+            EmptyInput: A replacement would leave a domain without events.
         """
         beside = {place: change for place, change in self.changes.items() if not self._is_sorted_here(place)}
         run_rounds(

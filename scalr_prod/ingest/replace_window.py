@@ -11,7 +11,7 @@ from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.core.timestamps import micros_to_datetime
-from scalr_prod.errors import BadValue
+from scalr_prod.errors import BadValue, EmptyInput
 from scalr_prod.ingest.append import CommitSummary, StagedLog, write_events
 from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, scan_table
 from scalr_prod.ingest.sort_by_time import SORT_COLUMNS
@@ -56,6 +56,7 @@ class LogReplacement:
 
         Raises:
             BadValue: More of the domain's events would be removed than ``max_removed_share`` allows.
+            EmptyInput: The domain would have no events in the lake.
         """
         self.table_replacement.compare()
 
@@ -68,7 +69,7 @@ class LogReplacement:
 
         Raises:
             CommitFailed: Nothing changed.
-            BadValue: As for `compare`, if the table has changed since.
+            InputError: As for `compare`, if the table has changed since.
         """
         return self.table_replacement.commit(count, ensure_none_erased)[self.place]
 
@@ -123,7 +124,7 @@ class _TableReplacement:
         if EVENT_ID in names:
             self._refuse_ids_before_window(version)
         for log in self.logs:
-            self._refuse_too_much(log, version)
+            self._refuse_removal(log, version)
         self._compared = version
 
     def _refuse_ids_before_window(self, version: int) -> None:
@@ -150,11 +151,12 @@ class _TableReplacement:
         ).fetchall()[0]
         return int(added), int(removed)
 
-    def _refuse_too_much(self, log: StagedLog, version: int) -> None:
-        removed, limit = self._changes[log.place][1], self.limits[log.place]
-        if not removed:
+    def _refuse_removal(self, log: StagedLog, version: int) -> None:
+        """Reject the removal of too many of a domain's events, and a domain without events."""
+        (added, removed), limit = self._changes[log.place], self.limits[log.place]
+        if added and not removed:
             return
-        rows = self.lake.dataset(self.table, version=version).count_rows(filter=log.lake_filter())
+        rows = 0 if version < 0 else self.lake.dataset(self.table, version=version).count_rows(filter=log.lake_filter())
         if removed > limit * rows:
             raise BadValue(
                 f"{removed} of the domain's {rows} events in the lake are not in the log, and would be removed from it: more than "
@@ -162,6 +164,12 @@ class _TableReplacement:
                 where=log.origin,
                 next_step=f"check that the log has all events since {self.since.isoformat()}; if they are to go, raise "
                 f"max_removed_share under [domains.{log.place}]",
+            )
+        if removed == rows + added:
+            raise EmptyInput(
+                f"has no events from {self.since.isoformat()} on, and the lake would have none of the domain",
+                where=log.origin,
+                next_step=f"replace from an earlier time on, or check what [domains.{log.place}] names",
             )
 
     def commit(self, count: Callable[[int], None], ensure_none_erased: Callable[[], None]) -> dict[str, CommitSummary]:

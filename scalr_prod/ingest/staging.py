@@ -176,9 +176,9 @@ class EventParser:
         if names.created is not None:
             created = self._times(self._known, batch, names.created, beyond)
         columns = {USER_ID: users, ITEM_ID: items, EVENT_TIMESTAMP: times, CREATED_TIMESTAMP: created}
-        columns |= {"weight": _weights(batch, names.weight)} | self._extras(batch, beyond)
-        if names.event_type is not None:
-            columns["weight"] = pc.multiply(columns["weight"], columns.pop("type_weight"))
+        extras = self._extras(batch, beyond)
+        type_weights = extras.pop("type_weight", pa.repeat(pa.scalar(1.0, pa.float32()), len(times)))
+        columns |= {"weight": _weights(batch, names.weight, type_weights)} | extras
         keep = self._count_left_out(beyond, len(times))
         if names.created is not None:
             early = pc.less(created, times)
@@ -581,9 +581,10 @@ def stage_items(settings: Settings, place: str, folder: Path) -> StagedItems | N
     return staged
 
 
-def _weights(batch: Batch, name: str | None) -> pa.Array:
+def _weights(batch: Batch, name: str | None, type_weights: pa.Array) -> pa.Array:
+    """Return the events' own weights times those of their types, in float32."""
     if name is None:
-        return pa.repeat(pa.scalar(1.0, pa.float32()), batch.rows.num_rows)
+        return type_weights
     values, place = select_column(batch, name)
     weights = parse_numbers(values, place)
     good = pc.and_(pc.greater_equal(weights, 0.0), pc.less_equal(weights, _LARGEST_FLOAT32))
@@ -595,7 +596,16 @@ def _weights(batch: Batch, name: str | None) -> pa.Array:
             at=at,
             next_step="give finite weights of at least 0, or leave the column out (each event then weighs 1)",
         )
-    return weights.cast(pa.float32(), safe=False)
+    products = pc.multiply(weights.cast(pa.float32(), safe=False), type_weights)
+    lost = pc.and_(pc.equal(products, 0.0), pc.and_(pc.greater(weights, 0.0), pc.greater(type_weights, 0.0)))
+    at = first_true_index(pc.or_(pc.is_inf(products), lost))
+    if at is not None:
+        raise place.bad_value(
+            f"weight {weights[at].as_py():g}, times {type_weights[at].as_py():g} for its type, would be stored as {products[at]}",
+            at=at,
+            next_step="give weights between 1e-30 and 1e30, or 0",
+        )
+    return products
 
 
 def _finite(values: pa.Array, place: CellOrigin) -> pa.Array:

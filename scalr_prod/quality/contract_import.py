@@ -297,11 +297,12 @@ def _read_times(options: dict[str, Any], at: str, reading: _ContractReader) -> N
             reading.note(f"{at}logicalTypeOptions.defaultTimezone")
     pattern = options.pop("format", None)
     if pattern is not None:
-        converted = from_contract_format(str(pattern))
-        if converted is None or "%Y" not in converted:
-            reading.note(f"{at}logicalTypeOptions.format")
-        elif not converted.startswith("%Y-%m-%d"):  # else ISO 8601, which is read without a format
-            reading.settings["timestamp_format"] = converted
+        converted = from_contract_format(str(pattern)) or ""
+        if not converted.startswith("%Y-%m-%d"):  # ISO 8601 is read without a format
+            if "%Y" not in converted or "%f" in converted:
+                reading.note(f"{at}logicalTypeOptions.format")
+            else:
+                reading.settings["timestamp_format"] = converted
     if (minimum := options.pop("minimum", None)) is not None:
         try:
             moment = datetime.fromisoformat(str(minimum))  # YAML may have read it as a date

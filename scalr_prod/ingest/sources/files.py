@@ -254,7 +254,8 @@ def expand_files(source: LogSource) -> list[ResolvedPath]:
         if _has_magic(path) and not filesystem.exists(path):
             paths = sorted(filesystem.glob(path))
         elif filesystem.isdir(path):
-            paths = sorted(name for name in filesystem.find(path) if has_known_format(name))
+            # Hidden folders above the requested one do not count.
+            paths = sorted(name for name in filesystem.find(path) if has_known_format(name.removeprefix(path)))
         else:
             paths = [path] if filesystem.exists(path) else []
         ensure_no_tables(filesystem, paths, url)
@@ -309,9 +310,13 @@ def _has_magic(path: str) -> bool:
 
 
 def has_known_format(name: str) -> bool:
-    """Return whether a file's name tells that it is a log: it has a known suffix, and is not hidden."""
+    """Return whether a file's name tells that it is a log: it has a known suffix, and no part of it is hidden or temporary.
+
+    Args:
+        name: The name, or the path from the log's folder on; a partition such as ``_day=2024-01-01`` is not temporary.
+    """
     path = PurePosixPath(name)
-    hidden = any(part.startswith((".", "_")) for part in path.parts[-1:])
+    hidden = any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in path.parts)
     return not hidden and any(suffix.lower() in _FORMATS for suffix in path.suffixes[-2:])
 
 

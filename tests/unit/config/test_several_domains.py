@@ -62,6 +62,7 @@ def test_source_domains_are_known_by_their_keys(load):
         (several("books", "'my music'") + TARGET, r"\[domains\] sources: 'my music' is not a valid name"),
         (several("books", "7inch") + TARGET, "is not a valid name"),
         (several("books", "'a:b'") + TARGET, "is not a valid name"),
+        (several("Books", "books") + TARGET, r"\[domains\] sources: 'Books' and 'books' differ in case only"),
         (several("books", "music", extra='name = "other"\n') + TARGET, "its name is 'books'"),
         (several("books", "music", extra='formerly = "x"\n') + TARGET, "cannot be renamed"),
         ("[domains.sources]\nbooks = 3\n" + TARGET, r"\[domains.sources\] books"),

@@ -205,6 +205,16 @@ CASES = {
     "infinite weight": Case("t.parquet", typed(w=[float("inf")]), BadValue, ("column 'w', row 1", "weight inf"), WEIGHT),
     "nan weight": Case("t.parquet", typed(w=[float("nan")]), BadValue, ("column 'w', row 1", "weight nan"), WEIGHT),
     "weight past float32": Case("t.parquet", typed(w=[1e39]), BadValue, ("column 'w', row 1", "weight 1e+39"), WEIGHT),
+    "weight past float32 with its type": Case(
+        "t.parquet",
+        typed(w=[3e38], kind=["buy"]),
+        BadValue,
+        ("column 'w', row 1", "weight 3e+38, times 1000 for its type, would be stored as inf", "1e30"),
+        'columns = { weight = "w", event_type = "kind" }\ntypes = { buy = 1000 }',
+    ),
+    "weight below float32": Case(
+        "t.parquet", typed(w=[1e-50]), BadValue, ("column 'w', row 1", "weight 1e-50", "stored as 0"), WEIGHT
+    ),
     "null weight": Case(
         "t.parquet", typed(w=pa.nulls(1, pa.float64())), BadValue, ("column 'w', row 1", "null weight"), WEIGHT
     ),

@@ -519,7 +519,7 @@ def test_tables_with_changed_events_can_be_filtered_by_text(project):
     [
         ("types = { view = 0.1 }", TYPES, "weights_for"),
         ("types = { view = 1.0 }", {}, "no column of event types"),
-        (WEIGHED.replace("0.25", "0"), TYPES, "greater than 0"),
+        (WEIGHED.replace("0.25", "0"), TYPES, "greater than or equal to 0.000000001"),
         ('over_user_day = "ban"', {}, "over_user_day"),
     ],
 )

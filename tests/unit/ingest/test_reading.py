@@ -184,6 +184,15 @@ def test_globs_folders_and_fsspec_urls(project, tmp_path):
     memory.rm("/scalr-test", recursive=True)
 
 
+def test_hidden_and_temporary_folders_of_a_log_are_not_read(project, tmp_path):
+    folder = tmp_path / ".cache" / "log"  # what lies above the log's folder does not count
+    for name in ("day=1", "_hour=2", "_temporary/0", ".ipynb_checkpoints"):
+        (folder / name).mkdir(parents=True)
+        SOURCE.iloc[:1].to_parquet(folder / name / "part-1.parquet")
+    assert ingest(project('events = ".cache/log"')).domains["source"].rows_read == 2
+    assert ingest(project('events = ".cache/log/_temporary/*/*.parquet"')).domains["source"].rows_read == 1
+
+
 def test_dictionary_and_view_and_narrow_columns_are_taken(project, tmp_path):
     times = pa.array([0, 1], pa.timestamp("ns", tz="Asia/Tokyo"))
     table = pa.table(

@@ -116,6 +116,18 @@ def test_a_log_that_lacks_too_much_is_refused(project):
         ingest(project(SOURCE.head(0)), replace=DAY.to_pydatetime())
 
 
+def test_a_replacement_that_leaves_a_domain_without_events_is_refused_before_any_commit(project):
+    settings = project(toml="max_removed_share = 1")
+    lake = Lake.open(settings)
+    with pytest.raises(EmptyInput, match=r"no events from 2024-06-01.* on, and the lake would have none"):
+        ingest(settings, replace=datetime(2024, 6, 1, tzinfo=UTC))
+    assert not any(lake.exists(table) for table in Table)
+    ingest(settings)
+    with pytest.raises(EmptyInput, match="the lake would have none of the domain"):
+        ingest(project(log(("u0", "s0", -9)), toml="max_removed_share = 1"), replace=DAY.to_pydatetime())
+    assert events(settings) == rows(SOURCE)
+
+
 @long
 def test_histories_are_those_of_a_project_that_never_had_the_rows(project, tmp_path):
     # Known in order, so that days are appended: a replacement is not.

@@ -212,6 +212,14 @@ def test_a_foreign_contract_gives_what_it_can_and_tells_the_rest(tmp_path):
     }
 
 
+def test_a_form_of_times_with_fractions_is_told_where_it_is_not_iso_8601(tmp_path):
+    contract = foreign()
+    contract["schema"][0]["properties"][2]["logicalTypeOptions"]["format"] = "dd.MM.yyyy HH:mm:ss.SSSSSS"
+    found = import_contract(put(tmp_path / "orders.yaml", contract), columns=COLUMNS)
+    assert "timestamp_format" not in found.settings
+    assert "schema.orders.at.logicalTypeOptions.format" in found.not_expressed
+
+
 def test_the_suite_of_a_contract_finds_what_breaks_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = import_contract(put(tmp_path / "orders.yaml", foreign()), columns=COLUMNS)
