@@ -159,6 +159,14 @@ def test_events_are_never_there_under_a_former_and_a_new_id(project):
     assert users_of(settings) == ["70", "70", "2", "90"]
 
 
+def test_a_lost_event_may_be_like_a_new_one_of_somebody_else(project):
+    """In a log of dates that is no rare coincidence, and the map did not change."""
+    rows = [(1, "s1", 0), (1, "s2", 3), (2, "s1", 0), (2, "s9", 3)]
+    ingest(project(source=rows))
+    ingest(project(source=[*rows[:1], *rows[2:], (2, "s2", 3)]))
+    assert sorted(users_of(project())) == ["70", "70", "source:2", "source:2", "source:2"]
+
+
 @pytest.mark.parametrize("asked", sweep(["source:1", "70"], keep=1))
 def test_whoever_is_forgotten_stays_away_by_either_id_and_whatever_the_map_says(project, asked):
     from scalr_prod.operations.erasure import erase_users
