@@ -75,7 +75,7 @@ class TimestampParser:
             self.with_offset += len(values) if kind.tz else 0
             instants = _to_us(values, origin) if kind.tz else self._localise(_to_us(values, origin), origin)
         elif pa.types.is_date(kind):
-            instants = self._localise(values.cast(pa.timestamp("s")).cast(_NAIVE), origin)
+            instants = self._localise(_to_us(values.cast(pa.timestamp("s")), origin), origin)
         elif self.format is not None and (is_text_type(kind) or pa.types.is_integer(kind)):
             instants = self._localise(self._formatted(pc.utf8_trim_whitespace(values.cast(pa.string())), origin), origin)
         elif is_text_type(kind):
@@ -212,7 +212,7 @@ class TimestampParser:
         if len(values):
             self._keep_unit(unit, origin)
         if pa.types.is_integer(values.type):
-            integers = values.cast(pa.int64())
+            integers = _cast_times(values, pa.int64(), origin)
             micros = pc.divide(integers, 1000) if unit == "ns" else pc.multiply(integers, int(factor))
         else:
             micros = pc.round(pc.multiply(values.cast(pa.float64(), safe=False), factor)).cast(pa.int64())
@@ -226,11 +226,19 @@ def _unpadded(text: pa.Array) -> pa.Array:
 
 def _to_us(values: pa.Array, origin: CellOrigin) -> pa.Array:
     target = pa.timestamp("us", tz=values.type.tz)
-    try:
-        micros = values.cast(target, safe=values.type.unit != "ns")
-    except pa.ArrowInvalid as error:
-        raise origin.bad_value(f"contains timestamps out of range ({error})", next_step="correct the values") from error
+    micros = values.cast(target, safe=False) if values.type.unit == "ns" else _cast_times(values, target, origin)
     return micros.cast(UTC_MICROSECONDS) if values.type.tz else micros
+
+
+def _cast_times(values: pa.Array, kind: pa.DataType, origin: CellOrigin) -> pa.Array:
+    try:
+        return values.cast(kind)
+    except pa.ArrowInvalid as error:
+        raise origin.bad_value(
+            f"timestamp out of range ({error})",
+            at=first_cast_failure(values, kind),
+            next_step="correct the value, or leave the row out",
+        ) from error
 
 
 def _cast(text: pa.Array, kind: pa.DataType, origin: CellOrigin) -> pa.Array:

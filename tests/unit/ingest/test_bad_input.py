@@ -197,6 +197,19 @@ CASES = {
         "earliest = 2000-01-01T00:00:00Z",
     ),
     "year 2500": Case("t.csv", HEAD + ROW + "u1,i1,2500-01-01T00:00:00Z\n", BadValue, ("row 2", "2500", "1678 to 2261")),
+    "date of a database's infinity": Case(
+        "t.parquet",
+        typed(["u1"] * 2, ["i1"] * 2, pa.array([0, 2**31 - 1], pa.int32()).cast(pa.date32())),
+        BadValue,
+        ("t.parquet, column 'timestamp', row 2", "out of range"),
+        'timezone = "UTC"',
+    ),
+    "unsigned epoch number past 64 signed bits": Case(
+        "t.parquet",
+        typed(["u1"] * 2, ["i1"] * 2, pa.array([2**62, 2**63], pa.uint64())),
+        BadValue,
+        ("t.parquet, column 'timestamp', row 2", "out of range"),
+    ),
     "boolean timestamp": Case("t.parquet", typed(timestamp=[True]), BadValue, ("column 'timestamp'", "bool")),
     "null created": Case(
         "t.csv", "user_id,item_id,timestamp,known\n" + ROW.strip() + ",\n", BadValue, ("column 'known', row 1",), CREATED
