@@ -23,6 +23,7 @@ class ColumnSelection:
         all_columns: Read every column, to inspect an unknown log.
         setting: The settings section that maps them, for the error.
         location: The setting or option that names the log, for the error.
+        nullable: Required columns that may be null: a block of JSON lines may lack them, a file may not.
         seen_columns: All columns of the input; filled by `resolve_columns`.
     """
 
@@ -31,6 +32,7 @@ class ColumnSelection:
     optional: tuple[str, ...] = ()
     all_columns: bool = False
     location: str = "the path under [domains] in scalr.toml"
+    nullable: tuple[str, ...] = ()
     seen_columns: set[str] = field(default_factory=set, compare=False, repr=False)
 
 

@@ -322,7 +322,9 @@ def open_events(
 
 
 def _event_columns(section: DomainSettings, place: str, seen: set[str]) -> ColumnSelection:
-    return ColumnSelection(mapped_columns(section.columns), f"domains.{place}.columns", seen_columns=seen)
+    names = section.columns
+    nullable = tuple(filter(None, (names.value, names.consent, names.recommended_by)))
+    return ColumnSelection(mapped_columns(names), f"domains.{place}.columns", nullable=nullable, seen_columns=seen)
 
 
 def mapped_columns(names: LogColumns) -> tuple[str, ...]:
@@ -349,7 +351,7 @@ def open_items(settings: Settings, place: str) -> Generator[Batch, None, None]:
     mapped = {key: getattr(names, key) for key in ("title", "category", "value")}
     explicit = tuple(name for key, name in mapped.items() if name and key in names.model_fields_set)
     others = tuple(name for name in mapped.values() if name and name not in explicit)
-    wanted = ColumnSelection((names.item, *explicit), f"domains.{place}.item_columns", others)
+    wanted = ColumnSelection((names.item, *explicit), f"domains.{place}.item_columns", others, nullable=explicit)
     options = section.storage_options
     return read_path(settings, section.items or "", wanted, version=section.items_version, storage_options=options)
 

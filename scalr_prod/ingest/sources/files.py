@@ -510,11 +510,18 @@ def _csv_header(file: _File, wanted: ColumnSelection) -> tuple[str, list[str]]:
 def _jsonl(file: _File, wanted: ColumnSelection) -> Iterator[pa.RecordBatch]:
     with _text(file) as stream:
         row = 0
-        while lines := stream.readlines(_BYTES):
+        seen: set[str] = set()
+        following = stream.readlines(_BYTES)
+        while lines := following:
             objects = [_object(line, row + at, file.url) for at, line in enumerate(lines) if not line.isspace()]
+            following = stream.readlines(_BYTES)
             if objects:
-                names = _json_names(objects, wanted, file.url)
-                columns = {name: [found.get(name) for found in objects] for name in names}
+                found = dict.fromkeys(name for each in objects for name in each)
+                seen.update(found)
+                # Lines may omit null keys. Whether the file has a column at all is known at its last block.
+                omitted = dict.fromkeys(name for name in wanted.nullable if following or name in seen)
+                names = resolve_columns(list(found | omitted), wanted, file.url)
+                columns = {name: [each.get(name) for each in objects] for name in names}
                 if wanted.all_columns:  # a column that cannot be mapped does not stop the inspection
                     columns = {name: values for name, values in columns.items() if _is_column(values)}
                 yield to_record_batch(list(columns), columns.values(), file.url, row)
@@ -536,13 +543,6 @@ def _object(line: str, row: int, url: str) -> dict[str, Any]:
             next_step="give one JSON object per line",
         )
     return found
-
-
-def _json_names(objects: list[dict[str, Any]], wanted: ColumnSelection, url: str) -> list[str]:
-    names: dict[str, None] = {}
-    for row in objects:
-        names.update(dict.fromkeys(row))
-    return resolve_columns(list(names), wanted, url)
 
 
 def _is_column(values: Sequence[Any]) -> bool:

@@ -13,10 +13,11 @@ import pytest
 from support.examples import sweep
 from support.ingest_project import DAY, SOURCE, TARGET, project_in, rows_of, triples
 
-from scalr_prod.errors import UnreadableInput
+from scalr_prod.errors import ColumnNotFound, UnreadableInput
 from scalr_prod.ingest import ingest, read_path
 from scalr_prod.ingest.column_mapping import ColumnSelection
 from scalr_prod.ingest.sources import files
+from scalr_prod.ingest.staging import open_events
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table, id_type_of
 
@@ -182,6 +183,19 @@ def test_globs_folders_and_fsspec_urls(project, tmp_path):
     assert triples(settings) == sorted(SOURCE.itertuples(index=False, name=None))
     assert triples(settings, Table.TARGET_EVENTS) == sorted(TARGET.itertuples(index=False, name=None))
     memory.rm("/scalr-test", recursive=True)
+
+
+def test_lines_of_json_may_omit_a_column_in_any_block_but_not_in_the_whole_file(project, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_BYTES", 1)  # a block for each line
+    line = '{"user_id": "u1", "item_id": "s1", "timestamp": "2024-03-01T00:00:00Z"'
+    (tmp_path / "s.jsonl").write_text(f'{line}}}\n{line}, "price": 2.5}}\n{line}}}\n')
+    settings = project('events = "s.jsonl"', source_toml='columns = { value = "price" }')
+    batches, _ = open_events(settings, "source")
+    assert [batch.rows.column("price").to_pylist() for batch in batches] == [[None], [2.5], [None]]
+    with pytest.raises(ColumnNotFound, match=r"no column 'cost'; there are: 'user_id', 'item_id', 'timestamp'"):
+        list(open_events(project('events = "s.jsonl"', source_toml='columns = { value = "cost" }'), "source")[0])
+    with pytest.raises(ColumnNotFound, match="no column 'uid'"):
+        next(open_events(project('events = "s.jsonl"', source_toml='columns = { user = "uid" }'), "source")[0])
 
 
 def test_hidden_and_temporary_folders_of_a_log_are_not_read(project, tmp_path):
