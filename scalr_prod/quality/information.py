@@ -60,14 +60,16 @@ def extend_next_step(report: GateReport, default: str) -> str:
     broken = [rule.rule.startswith("information_") for rule in report.failures]
     if not any(broken):
         return default
-    return _NEXT_STEP if all(broken) else f"{default}; for information_*: {_NEXT_STEP}"
+    is_measured = all(rule.rule != "information_was_measured" for rule in report.failures)
+    next_step = _NEXT_STEP if is_measured else f"{_TRAIN}; {_NEXT_STEP}"
+    return next_step if all(broken) else f"{default}; for information_*: {next_step}"
 
 
 _NEXT_STEP: Final = (
-    "check that user ids name the same people in both logs, and add shared users or events "
-    "(a translator of an earlier package was not measured: run scalr translator train). "
+    "check that user ids name the same people in both logs, and add shared users or events. "
     "To publish events without information on purpose, set [quality] min_information = 0"
 )
+_TRAIN: Final = "if the translator is of an earlier package, run: scalr translator train"
 
 
 def _recorded(record: ModelVersion | None) -> Mapping[str, Any]:

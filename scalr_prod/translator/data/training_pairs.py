@@ -125,11 +125,12 @@ class TrainingSlice:
         source_index, _ = _vocabulary(log.source, until, settings.max_source_items)
         target_index, first_seen = _vocabulary(log.target, until, settings.max_target_items)
         if source_index.max(initial=-1) < 0 or len(first_seen) < 2:  # noqa: PLR2004 - one item leaves no choice
+            first_days = [np.datetime64(int(one.time.min()), "us").astype("M8[D]") for one in (log.source, log.target)]
             raise TranslatorError(
                 f"too little training data: {source_index.max(initial=-1) + 1} source and {len(first_seen)} target items before "
-                f"{np.datetime64(until, 'us')}",
+                f"{np.datetime64(until, 'us')}; source events begin on {first_days[0]}, target events on {first_days[1]}",
                 where="the training slice",
-                next_step="train later, ingest more, or lower translator.validation_fraction",
+                next_step="ingest source events from before the target events, or lower translator.validation_fraction",
             )
         no_users = np.zeros(len(log.users), dtype=bool)
         source_index += np.int32(1)
