@@ -130,7 +130,7 @@ class TrainingSlice:
                 f"too little training data: {source_index.max(initial=-1) + 1} source and {len(first_seen)} target items before "
                 f"{np.datetime64(until, 'us')}; source events begin on {first_days[0]}, target events on {first_days[1]}",
                 where="the training slice",
-                next_step="ingest source events from before the target events, or lower translator.validation_fraction",
+                next_step="ingest source events from before the target events, and target events of more than one time",
             )
         no_users = np.zeros(len(log.users), dtype=bool)
         source_index += np.int32(1)
