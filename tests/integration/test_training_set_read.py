@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.training_set_project import BOTH_ID_TYPES, LENGTH, SHARED, build
 
+from scalr_prod.core.hashing import file_sha256
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.features import open_feature_store
 from scalr_prod.training_set import TrainingSet
@@ -140,8 +141,10 @@ def test_an_id_that_would_break_a_line_is_refused_and_nothing_is_left(tmp_path):
         }
     )
     (tmp_path / "set" / "rows").mkdir(parents=True)
-    pq.write_table(rows, tmp_path / "set" / "rows" / "0.parquet")
-    opened = TrainingSet(tmp_path / "set", {"version": 1, "files": {"rows/0.parquet": ""}})
+    path = tmp_path / "set" / "rows" / "0.parquet"
+    pq.write_table(rows, path)
+    file = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    opened = TrainingSet(tmp_path / "set", {"version": 1, "files": {"rows/0.parquet": file}})
     with pytest.raises(TrainingSetError, match=r"two\\nlines") as caught:
         opened.export(tmp_path / "out", "recbole")
     assert "csv" in caught.value.next_step
