@@ -197,8 +197,9 @@ def test_a_larger_share_keeps_those_who_are_in_and_a_smaller_one_is_refused(proj
     assert widen_canaries(project.settings, [spec.run_id], share=0.9).runs[0].canary == 0.9
     project.configure("")
     assert publish(project.settings, spec.run_id).outcome == "widened", "without a canary, a run is published for everybody"
+    assert widen_canaries(project.settings, [spec.run_id]).runs == [], "it is what was asked for"
     with pytest.raises(PublicationError, match="not published for a share"):
-        widen_canaries(project.settings, [spec.run_id])
+        withdraw_canaries(project.settings, [spec.run_id])
 
 
 def test_another_key_does_not_mix_two_choices_of_users_in_one_run(project):
