@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Events under an id that the log has, too, from which on they are not there by chance.
+#: So many equal events of other users are no coincidence.
 _MIN_MOVED: Final = 20
 
 _SIDES: Final[tuple[Domain, ...]] = ("source", "target")
@@ -206,15 +206,15 @@ def _refuse_moved(db: Any, lake: Lake, log: StagedLog) -> None:
     )
     create_temp_table(db, "lake_events", rows, "SELECT DISTINCT * FROM loaded")
     new = f"SELECT DISTINCT {names} FROM {log.view} ANTI JOIN lake_events USING ({names})"
-    gone = f"FROM lake_events ANTI JOIN {log.view} USING ({names})"
-    # An id that the log no longer has was another user's. Of an id that it has, a lost event may be like a new one of somebody else.
-    gone = f"SELECT {ITEM_ID}, {EVENT_TIMESTAMP}, bool_or({USER_ID} NOT IN (SELECT {USER_ID} FROM {log.view})) AS sure {gone} GROUP BY ALL"
-    moved, sure, users, first = db.sql(
-        f"SELECT count(*), bool_or(sure), count(DISTINCT {USER_ID}), min({EVENT_TIMESTAMP})::VARCHAR FROM ({new}) "
+    # A user that the log no longer has was renamed. Of a user that it has, a lost event may equal another user's new one by chance.
+    gone = f"""SELECT {ITEM_ID}, {EVENT_TIMESTAMP}, bool_or({USER_ID} NOT IN (SELECT {USER_ID} FROM {log.view})) AS is_renamed
+        FROM lake_events ANTI JOIN {log.view} USING ({names}) GROUP BY ALL"""
+    moved, is_renamed, users, first = db.sql(
+        f"SELECT count(*), bool_or(is_renamed), count(DISTINCT {USER_ID}), min({EVENT_TIMESTAMP})::VARCHAR FROM ({new}) "
         f"JOIN ({gone}) USING ({ITEM_ID}, {EVENT_TIMESTAMP})"
     ).fetchall()[0]
     db.execute("DROP TABLE lake_events")
-    if sure or moved >= _MIN_MOVED:
+    if is_renamed or moved >= _MIN_MOVED:
         raise BadValue(
             f"{moved} events of {users} users are in the lake under other ids, from before [users] changed; this would double-count",
             where=log.origin,

@@ -277,9 +277,8 @@ class TableStore:
         unused |= {name for name in unnamed if name.startswith(WRITTEN_PREFIXES)}
         for version in set(keep_versions()):
             unused -= file_names(self.open_log(table, version=version))  # of files, some may be lost: the others stay
-        unused -= file_names(
-            self.open_log(table)
-        )  # a commit since then may have brought files back, as `scalr publication enable` does
+        # A commit since then may have brought files back, as `scalr publication enable` does.
+        unused -= file_names(self.open_log(table))
         files = PyFileSystem(DeltaStorageHandler(self.uri(table), self.storage_options))
         existing = [name for name in sorted(unused) if files.get_file_info(name).type is FileType.File]
         if not dry_run:

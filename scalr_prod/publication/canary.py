@@ -69,12 +69,11 @@ def widen_canaries(settings: Settings, runs: Sequence[str] = (), *, share: float
     Raises:
         PublicationError: A given run is not a canary publication, or is one for a larger share; or as `publish`.
     """
-    with Ledger.open(
-        settings
-    ) as ledger:  # again, if an earlier call was interrupted: the runs after them are yet to be published again
+    # An earlier call may have ended before it published the later runs again: a run that it widened is no error.
+    with Ledger.open(settings) as ledger:
         widened = {last.run_id for last in ledger.publications.live() if last.widens is not None and last.canary is None}
-    others = [run_id for run_id in runs if run_id not in widened]
-    chosen = _select_canaries(settings, others) if others or not runs else []
+    left = [run_id for run_id in runs if run_id not in widened]
+    chosen = _select_canaries(settings, left) if left or not runs else []
     canary = Canary.from_settings(settings, share) if share is not None and share < 1 else None
     for publication in chosen:
         if share is not None and share < (publication.canary or {})["share"]:

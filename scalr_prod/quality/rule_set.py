@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -85,13 +86,14 @@ class RuleSet:
             raise unusable_rule_error(name, f"it failed: {type(error).__name__}: {error}") from error
 
 
-def _keywords() -> set[str]:
+@functools.cache
+def _keywords() -> frozenset[str]:
     """Return the words that DuckDB does not read as a column."""
     import duckdb
 
     with duckdb.connect() as connection:
         words = "SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category IN ('reserved', 'type_function')"
-        return {word for (word,) in connection.execute(words).fetchall()}
+        return frozenset(word for (word,) in connection.execute(words).fetchall())
 
 
 def unusable_rule_error(name: str, problem: str) -> QualityError:

@@ -137,12 +137,12 @@ def _describe_publication(data: RunReportData) -> dict[str, str]:
         return {"tone": "", "head": "Published for a share of users.", "text": text}
     if data.held == data.published:
         return {"tone": "good", "head": "Published.", "text": f"{data.held:,} synthetic events are in the feature view."}
-    there = f"{data.held:,} of its {data.published:,} events are in the feature view"
+    held = f"{data.held:,} of its {data.published:,} events are in the feature view"
     if data.is_hidden:
-        return {"tone": "", "head": "Published, and disabled.", "text": f"{there}; scalr publication enable restores them."}
+        return {"tone": "", "head": "Published, and disabled.", "text": f"{held}; scalr publication enable restores them."}
     if not data.replaced_by:
-        return {"tone": "good", "head": "Published.", "text": f"{there}; the others were of erased users or items."}
-    text = f"{there}; {', '.join(data.replaced_by)} was published over its window."
+        return {"tone": "good", "head": "Published.", "text": f"{held}; the others were of erased users or items."}
+    text = f"{held}; {', '.join(data.replaced_by)} was published over its window."
     return {"tone": "", "head": "Published, then replaced.", "text": text}
 
 
@@ -227,12 +227,12 @@ def _calibration_section(bins: Sequence[Mapping[str, Any]]) -> dict[str, Any] | 
         return None
     events = sum(row["events"] for row in bins)
     expected = sum(row["expected"] for row in points if not row["events"])
-    hidden = f" Not drawn: probabilities at which no event occurred, where {expected:.0f} were expected." if expected else ""
+    not_drawn = f" Not drawn: probabilities at which no event occurred, where {expected:.0f} were expected." if expected else ""
     wrong = sum(abs(row["expected"] - row["events"]) for row in bins) / 2 / max(events, 1)  # each counts in two bins
     return {
         "title": "Are its probabilities calibrated?",
         "summary": f"Of {events:,} target events of users that it was not fitted on, {wrong:.1%} fell into another bin of "
-        "probability than predicted. On the dashed line, predicted probability equals observed frequency." + hidden,
+        "probability than predicted. On the dashed line, predicted probability equals observed frequency." + not_drawn,
         "svg": charts.calibration_chart(points),
         "rows": points,
         "columns": {

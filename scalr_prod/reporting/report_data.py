@@ -141,7 +141,7 @@ def collect_run_data(settings: Settings, ledger: Ledger, run_id: str) -> RunRepo
         published=published,
         canary=live.canary["share"] if live is not None and live.canary else None,
         held=held,
-        is_hidden=lake.exists(Table.SYNTHETIC_TARGET_EVENTS) and lake.hidden_version(Table.SYNTHETIC_TARGET_EVENTS) is not None,
+        is_hidden=lake.hidden_version(Table.SYNTHETIC_TARGET_EVENTS) is not None,
         replaced_by=list(dict.fromkeys(later.run_id for later in ledger.publications.superseding(live)))
         if live is not None
         else [],
@@ -172,13 +172,8 @@ def _explain_sample(
         rows = rows.filter(pc.equal(rows["run_id"], run.run_id)).sort_by("event_id")
     try:
         return explain_rows(settings, run.spec, rows), None
-    except (
-        FeatureStoreError,
-        InputError,
-        LakeError,
-        ProvenanceNotFound,
-        TranslatorError,
-    ) as error:  # the run's inputs are not kept
+    # An input of the run is not kept.
+    except (FeatureStoreError, InputError, LakeError, ProvenanceNotFound, TranslatorError) as error:
         return (), error.found
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from scalr_prod.core.atomic_io import atomic_path
+from scalr_prod.core.atomic_io import write_text
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import ReportError
 from scalr_prod.reporting import charts
@@ -88,12 +88,11 @@ def write_page(path: Path, text: str) -> None:
 
     if path.is_dir():
         raise ReportError("is a folder", where=str(path), next_step="name a file, such as page.html")
-    with translate_disk_errors(path.parent), atomic_path(path) as unfinished:
+    with translate_disk_errors(path.parent):
         if path.is_file() and not _is_page(path):
-            raise ReportError(
-                "the file is no page of this package, and is left as it is", where=str(path), next_step="name another file"
-            )
-        unfinished.write_text(text, encoding="utf-8")
+            found = "the file is no page of this package, and is left as it is"
+            raise ReportError(found, where=str(path), next_step="name another file")
+        write_text(path, text)
 
 
 def _is_page(path: Path) -> bool:

@@ -237,24 +237,27 @@ def _by_values(base: Settings, drafts: Mapping[str, _Draft]) -> None:
 
 
 def _note_no_common_user(base: Settings, source: _Draft, target: _Draft) -> None:
-    """Add a note to a source if a larger sample of it, too, shares no user with the target."""
-    counts: list[str] = []
+    """Add a note to a source if neither its sample nor a larger one shares a user with the target."""
     for rows in (NAMES_ROWS, EVIDENCE_ROWS):
-        users = []
-        counts.clear()
-        for draft, owner in ((source, "its"), (target, "the target's")):
-            sample = draft.sample
-            if NAMES_ROWS <= sample.rows.num_rows < rows:  # there may be more
-                sample, _ = read_sample(base, draft.request, rows=rows)
-            users.append(profile_column(sample, draft.columns["user"], "UTC").texts)
-            counts.append(f"the {len(users[-1]):,} users of {owner} first {sample.rows.num_rows:,} rows")
-        if users[0] & users[1]:
+        (source_users, source_rows), (target_users, target_rows) = (
+            _read_users(base, draft, rows) for draft in (source, target)
+        )
+        if source_users & target_users:
             return
     note = (
-        f"none of {counts[0]} is among {counts[1]}, and logs without a common user are refused: name columns with the same ids, or map "
-        "the ids as docs/guides/users-and-domains.md says"
+        f"none of the {len(source_users):,} users of its first {source_rows:,} rows is among the {len(target_users):,} users of the "
+        f"target's first {target_rows:,} rows, and logs without a common user are refused: name columns with the same ids, or map the "
+        "ids as docs/guides/users-and-domains.md says"
     )
     source.notes["user"] = "; ".join(filter(None, (source.notes.get("user"), note)))
+
+
+def _read_users(base: Settings, draft: _Draft, rows: int) -> tuple[frozenset[str], int]:
+    """Return the users of a log's first rows, and how many rows were read."""
+    sample = draft.sample
+    if NAMES_ROWS <= sample.rows.num_rows < rows:  # there may be more
+        sample, _ = read_sample(base, draft.request, rows=rows)
+    return profile_column(sample, draft.columns["user"], "UTC").texts, sample.rows.num_rows
 
 
 def _is_told(role: str, column: str, profile: LogProfile) -> bool:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
 
     import pyarrow as pa
+    from pyarrow.csv import InvalidRow
 
     from scalr_prod.compute import ShuffleFolder
     from scalr_prod.ingest.column_mapping import ColumnSelection
@@ -464,10 +465,10 @@ def _csv(file: _File, wanted: ColumnSelection) -> Iterator[pa.RecordBatch]:
     delimiter, names = _csv_header(file, wanted)
     if not names:
         return
-    ragged: list[csv.InvalidRow] = []
+    refused: list[csv.InvalidRow] = []
 
     def refuse(row: csv.InvalidRow) -> str:
-        ragged.append(row)
+        refused.append(row)
         return "error"
 
     with _binary(file) as stream:
@@ -482,14 +483,18 @@ def _csv(file: _File, wanted: ColumnSelection) -> Iterator[pa.RecordBatch]:
                 ),
             )
         except pa.ArrowInvalid as error:
-            if not ragged:
+            if not refused:
                 raise
-            row = ragged[0]
-            raise UnreadableInput(
-                f"has {row.actual_columns} values, and the line of column names {row.expected_columns}: {row.text[:100]!r}",
-                where=f"{file.url}, row {row.number - 1}",  # the names are pyarrow's row 1
-                next_step=f"complete the row, or quote a value that contains {delimiter!r}; an empty value is allowed",
-            ) from error
+            raise _wrong_length_error(refused[0], delimiter, file.url) from error
+
+
+def _wrong_length_error(row: InvalidRow, delimiter: str, url: str) -> UnreadableInput:
+    """Return the error of a row that has more or fewer values than the file has columns."""
+    return UnreadableInput(
+        f"has {row.actual_columns} values, and the line of column names {row.expected_columns}: {row.text[:100]!r}",
+        where=f"{url}, row {row.number - 1}",  # the names are pyarrow's row 1
+        next_step=f"complete the row, or quote a value that contains {delimiter!r}; an empty value is allowed",
+    )
 
 
 def _csv_header(file: _File, wanted: ColumnSelection) -> tuple[str, list[str]]:
@@ -510,16 +515,16 @@ def _csv_header(file: _File, wanted: ColumnSelection) -> tuple[str, list[str]]:
 def _jsonl(file: _File, wanted: ColumnSelection) -> Iterator[pa.RecordBatch]:
     with _text(file) as stream:
         row = 0
-        seen: set[str] = set()
+        keys: set[str] = set()
         following = stream.readlines(_BYTES)
         while lines := following:
             objects = [_object(line, row + at, file.url) for at, line in enumerate(lines) if not line.isspace()]
             following = stream.readlines(_BYTES)
             if objects:
-                found = dict.fromkeys(name for each in objects for name in each)
-                seen.update(found)
+                found = dict.fromkeys(key for each in objects for key in each)
+                keys.update(found)
                 # Lines may omit null keys. Whether the file has a column at all is known at its last block.
-                omitted = dict.fromkeys(name for name in wanted.nullable if following or name in seen)
+                omitted = dict.fromkeys(name for name in wanted.nullable if following or name in keys)
                 names = resolve_columns(list(found | omitted), wanted, file.url)
                 columns = {name: [each.get(name) for each in objects] for name in names}
                 if wanted.all_columns:  # a column that cannot be mapped does not stop the inspection
