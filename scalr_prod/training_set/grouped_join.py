@@ -12,6 +12,8 @@ make, so that a range is not cut into a piece for each file; the task that write
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -160,8 +162,8 @@ def divide_into_batches(groups: Sequence[SpineGroup], limit: int) -> list[list[S
         groups: The groups, in the order of time.
         limit: Maximum rows of a group.
     """
-    rows = sum(group.rows for group in groups)
-    return list(_pack(groups, round(task_size(rows, least=limit, most=max(limit, _TASK_ROWS)))))
+    size = task_size(sum(group.rows for group in groups), least=limit, most=max(limit, _TASK_ROWS))
+    return [[group] for group in groups] if size <= limit else _divide(groups, size)
 
 
 def join_by_key(
@@ -188,9 +190,10 @@ def join_by_key(
     """
     store, connection, executor = job.store.open(), tasks.connection, tasks.executor
     columns = join_features(store, schema.empty_table(), job.service, external=job.external, connection=connection).column_names
-    references = dict(sorted(references_by_key(store, job.service).items()))
+    # Users first: their joins take longest, and short tasks fill the gaps at the end.
+    references = dict(sorted(references_by_key(store, job.service).items(), key=lambda item: (item[0] != USER_ID, item[0])))
     groups = [group for batch in batches for group in batch]
-    read = list(_pack(groups, rows_per_task(groups[-1].end, _TASK_ROWS)))
+    read = _divide(groups, rows_per_task(groups[-1].end, _TASK_ROWS))
     counted: dict[str, list[Segment]] = {key: [] for key in references}
     for counts in executor.map(_count_rows, ((job, list(references), some) for some in read)):
         for key, segment in counts.items():
@@ -217,15 +220,16 @@ def join_by_key(
     return [BatchFeatures(columns, list(by_key.values())) for by_key in found]
 
 
-def _pack(groups: Iterable[SpineGroup], most: int) -> Iterator[list[SpineGroup]]:
-    """Yield consecutive groups together that have at most so many rows, or one group."""
-    some: list[SpineGroup] = []
-    for group in groups:
-        if some and group.end - some[0].first > most:
-            yield some
-            some = []
-        some.append(group)
-    yield some
+def _divide(groups: Sequence[SpineGroup], size: float) -> list[list[SpineGroup]]:
+    """Divide consecutive groups evenly into parts of about so many rows, or of one group."""
+    first, rows = groups[0].first, groups[-1].end - groups[0].first
+    parts = math.ceil(rows / size)
+
+    def part_of(group: SpineGroup) -> int:
+        middle = (group.first + group.end) / 2 - first
+        return int(middle * parts / rows)
+
+    return [list(part) for _, part in itertools.groupby(groups, part_of)]
 
 
 def _load_keys(connection: DuckDBPyConnection, job: FeatureJob, groups: Iterable[SpineGroup]) -> None:
@@ -294,8 +298,9 @@ def _write_ranges(
 
 def _bundle(ranges: Sequence[Sequence[Segment]]) -> Iterator[Sequence[Sequence[Segment]]]:
     """Yield the ranges that a task joins, one after the other."""
-    size = round(task_size(len(ranges), least=1, most=max(len(ranges), 1)))
-    yield from (ranges[since : since + size] for since in range(0, len(ranges), size))
+    size = task_size(len(ranges), least=1, most=max(len(ranges), 1))
+    edges = [*(round(number * size) for number in range(math.ceil(len(ranges) / size))), len(ranges)]
+    yield from (ranges[since:until] for since, until in itertools.pairwise(edges))
 
 
 def _join_ranges(
