@@ -60,7 +60,7 @@ def write_partitions(
         TrainingSetError: The join returned other rows than requested.
         ComputeError: A task failed.
     """
-    planned = _plan_files(periods, periods_to_write, job.limit, spine.split_rows)
+    planned = _plan_files(periods, set(periods_to_write), job.limit, spine.split_rows)
     wanted = [file for file in planned if file.group >= 0]
     rows = sum(file.rows for file in wanted)
     advance(spine.row_count - rows)

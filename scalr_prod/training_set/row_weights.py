@@ -93,8 +93,8 @@ def measure_real_to_synthetic(opened: Mapping[Table, DeltaTable], window: LabelW
         window: The labels.
         discount: See `discount_popularity`.
     """
-    real = _total_weight(opened[Table.TARGET_EVENTS], window)
     synthetic = _total_weight(opened[Table.SYNTHETIC_TARGET_EVENTS], window, discount)
+    real = _total_weight(opened[Table.TARGET_EVENTS], window) if synthetic else 0.0
     return real_to_synthetic(real, synthetic)
 
 

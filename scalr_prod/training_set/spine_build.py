@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from scalr_prod.compute import load_segments, plan_file_parts, rows_per_task, task_size
 from scalr_prod.core import partitioned
 from scalr_prod.core.delta_log import UNBOUNDED, arrow_schema, file_time_bounds, row_count_by_file
-from scalr_prod.core.partitioned import hash_bounds, quantile_bounds
+from scalr_prod.core.partitioned import hash_bounds
 from scalr_prod.core.timestamps import to_micros
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, SPLIT, USER_ID, Table
 from scalr_prod.training_set.label_window import BEGINNING
@@ -240,12 +240,17 @@ def _time_bounds(tasks: BuildTasks, plan: SpinePlan, negatives: int) -> list[int
     """
     if plan.rows <= partitioned.PARTITION_ROWS:
         return []
-    times = []
+    times: list[int] = []
     for table, delta in plan.events.items():
         create_delta_view(tasks.connection, f"sampled_{table.value}", delta)
-        copies = f", range({1 + negatives})" if negatives and table is Table.TARGET_EVENTS else ""
-        times.append(f"SELECT {EVENT_TIMESTAMP} FROM sampled_{table.value}{copies} WHERE {within_sql(plan.spans)}")
-    return quantile_bounds(tasks.connection, f"({' UNION ALL '.join(times)})", EVENT_TIMESTAMP, plan.rows)
+        rows = 1 + negatives if table is Table.TARGET_EVENTS else 1
+        percent = min(100 * rows / partitioned.sample_stride(), 100)
+        sample = tasks.connection.execute(
+            f"SELECT epoch_us({EVENT_TIMESTAMP}) FROM sampled_{table.value} WHERE {within_sql(plan.spans)} "
+            f"USING SAMPLE {percent} PERCENT (bernoulli, 7)"
+        ).fetchnumpy()
+        times += next(iter(sample.values())).tolist()
+    return partitioned.sample_bounds(times, plan.rows)
 
 
 def _plan_parts(table: Table, delta: DeltaTable, times: Sequence[Span], task_rows: int) -> Iterator[ViewPart]:

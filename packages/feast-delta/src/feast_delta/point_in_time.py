@@ -117,11 +117,13 @@ def prune(connection: DuckDBPyConnection, view: ViewJoin, number: int) -> ViewJo
         number: Suffix of the table created here; one of an earlier call is replaced.
     """
     spine_rows, table_rows = (_count(connection, relation) for relation in (SPINE_TABLE, view.scan.relation))
+    if not spine_rows:
+        return _restrict(view, "false")
     view = replace(view, filter_entities=spine_rows * _SELECTIVE < table_rows)
     if view.keys:
         column, spine = view.keys[0]
         keys = spine_key_range(connection, column, view.scan.schema.field(column).type, spine)
-        view = view if keys is None else _between(view, keys)
+        view = view if keys is None else _restrict(view, keys.condition_sql)
     return _buffer(connection, view, number) if view.scan.files > 1 and table_rows <= _HELD else view
 
 
@@ -155,9 +157,9 @@ def spine_key_range(connection: DuckDBPyConnection, column: str, kind: pa.DataTy
     return KeyRange(column, least, most) if isinstance(least, int | str) and "\0" not in f"{least}{most}" else None
 
 
-def _between(view: ViewJoin, keys: KeyRange) -> ViewJoin:
-    """Restrict a view to rows whose first key lies in a range."""
-    relation = f"(SELECT *, {view.scan.row_id} AS {_ROW_ID} FROM {view.scan.relation} WHERE {keys.condition_sql})"
+def _restrict(view: ViewJoin, condition: str) -> ViewJoin:
+    """Restrict a view to rows that meet a condition."""
+    relation = f"(SELECT *, {view.scan.row_id} AS {_ROW_ID} FROM {view.scan.relation} WHERE {condition})"
     return replace(view, scan=replace(view.scan, relation=relation, row_id=_ROW_ID))
 
 
