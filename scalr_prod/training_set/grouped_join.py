@@ -6,7 +6,7 @@ each join would read the whole table, and the total would grow quadratically.
 
 Three rounds of tasks (`scalr_prod.compute`) regroup the rows. The first counts the rows of each user and item in a sample; a task for each
 key then bounds the ranges. The second writes the spine's keys by ranges of users and by ranges of items. The third joins the features of
-each range, and writes them by batch: the rows whose files one task writes. There are 64 to 128 batches, or as many as two million rows each
+each range, and writes them by batch: the rows whose files one task writes. There are 64 batches, or as many as two million rows each
 make, so that a range is not cut into a piece for each file; the task that writes a batch divides it once more, on its own machine.
 """
 
