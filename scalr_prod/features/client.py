@@ -41,12 +41,15 @@ logger = logging.getLogger(__name__)
 _PAUSES_S: Final = (0.1, 0.3, 1.0, 3.0)
 
 
-def open_feature_store(settings: Settings, *, known_by: datetime | None = None) -> FeatureStore:
+def open_feature_store(
+    settings: Settings, *, known_by: datetime | None = None, versions: Mapping[str, int] | None = None
+) -> FeatureStore:
     """Open the project's Feast store; any method of Feast's SDK works on it.
 
     Args:
         settings: The project's settings.
         known_by: Read only rows created by then; default: by each spine row's own time.
+        versions: Table name → Delta version to read; default: the latest.
 
     Raises:
         FeatureStoreError: The repository does not exist yet, was applied where the lake was before, or Feast cannot open it.
@@ -65,6 +68,7 @@ def open_feature_store(settings: Settings, *, known_by: datetime | None = None) 
         config.registry.path = settings.feast_registry_url
         config.offline_store.storage_options = dict(settings.project.storage_options)
         config.offline_store.known_by = known_by
+        config.offline_store.versions = dict(versions or {})
         if settings.feast.online_store == "redis":
             config.online_store.connection_string = settings.feast.redis
         former_lake, config.offline_store.lake = config.offline_store.lake, Lake.open(settings).root
