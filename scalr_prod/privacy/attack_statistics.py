@@ -94,19 +94,20 @@ class _PairedScores:
         )
 
 
-def measure_attack(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> AttackSuccess:
+def measure_attack(inside: NDArray[np.float64], outside: NDArray[np.float64], *, seed: int = 0) -> AttackSuccess:
     """Measure an attack on the same users in both states. A user is resampled with both scores.
 
     Args:
         inside: float64 [U]. The attack's score of each user, from what was drawn or scored by parameters that were trained on the user.
         outside: float64 [U]. The same from parameters that were not.
+        seed: Seed of the resampling.
 
     Raises:
         ValueError: There are no users, or the arrays differ in length.
     """
     if not len(inside) or len(inside) != len(outside):
         raise ValueError(f"scores of {len(inside)} and {len(outside)} users")
-    scores, rng, users = _PairedScores(inside, outside), np.random.default_rng(0), len(inside)
+    scores, rng, users = _PairedScores(inside, outside), np.random.default_rng(seed), len(inside)
     everybody = np.ones(users)
     resampled = [np.bincount(rng.integers(0, users, users), minlength=users).astype(np.float64) for _ in range(RESAMPLES)]
     return AttackSuccess(
