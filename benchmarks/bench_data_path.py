@@ -198,9 +198,9 @@ def commits(folder: Path, rows: pa.Table, held: int) -> dict[str, float]:
         parts = {"open": lambda: views.append(lake.open_table(table))}
         views: list[Any] = []
         parts["count"] = lambda: count_rows_by_run(lake, ViewRegion(*window(day).values()), opened=views[0])
-        parts[what] = lambda: lake.replace_window(
+        parts[what] = lambda: lake.replace_window_with_files(
             table,
-            rows,
+            lambda: [lake.write_file(table, rows.to_batches(), rows.schema, number=0)],
             key=f"{what} {day} {len(took[what])}",
             expected_version=views[0].version(),
             opened=views[0],

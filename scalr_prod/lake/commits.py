@@ -72,7 +72,7 @@ def commit_once(
     storage: TableStore,
     table: Table,
     key: str,
-    write: Callable[[DeltaTable, CommitProperties], object],
+    write: Callable[[DeltaTable, CommitProperties], int | None],
     *,
     expected_version: int | None = None,
     metadata: CommitMetadata = NO_METADATA,
@@ -84,7 +84,7 @@ def commit_once(
         storage: Where the table is.
         table: Which table.
         key: Idempotency key of this write.
-        write: Makes the commit, with these properties.
+        write: Makes the commit, with these properties; returns its version, or None if it moved the table to it.
         expected_version: The commit lands on top of this version or fails.
         metadata: What the table's log stores with the commit.
         opened: The table, if already open; afterwards it is at the version of the commit.
@@ -99,14 +99,14 @@ def commit_once(
         return CommitResult(table.value, _version_with_key(delta, key), written=False)
     try:
         _check_version(delta, expected_version)
-        write(delta, _properties(key, expected_version, metadata))
+        version = write(delta, _properties(key, expected_version, metadata))
     except Exception as error:
         # deltalake raises exceptions of many types (DeltaError, OSError, pyarrow's); only the log shows what happened.
         _raise_unless_landed(storage, table, key, error)
         if opened is not None:
             storage.refresh(table, opened)
         version = _version_with_key(storage.open_table(table), key)
-    else:
+    if version is None:
         version = delta.version()  # that of our own commit, even if others have committed since
     emit_commit(storage.uri(table), version)
     return CommitResult(table.value, version, written=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.delta_log import arrow_schema, cast_batch, ensure_files_intact, first_missing_file, local_paths
@@ -19,7 +20,7 @@ from scalr_prod.lake.commits import (
 from scalr_prod.lake.exclusive_commits import check_exclusive_commits
 from scalr_prod.lake.storage import TableStore, flatten_message
 from scalr_prod.lake.table_files import ROW_GROUP_ROWS, TableFile, remove_table_files, write_table_file
-from scalr_prod.lake.time_windows import checked_window, window_sql, window_write_mode
+from scalr_prod.lake.time_windows import files_to_replace, window_sql
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -305,13 +306,6 @@ class Lake(TableStore):
             CommitFailed: Nothing changed: a row lies outside the window, another writer won, or the disk is full.
             CommitOutcomeUnknown: The table's log could not be read after the failure.
         """
-        if expected_version is not None:
-            opened = self.open_current(table, opened)
-            # Delta takes longer to plan a replacement than to write 10 000 rows.
-            mode = window_write_mode(opened, start, end) if opened.version() == expected_version else None
-            if mode is not None:
-                write, inside = self.append if mode == "append" else self.replace, checked_window(rows, start, end)
-                return write(table, inside, key=key, expected_version=expected_version, opened=opened)
         return self.replace_where(
             table, rows, window_sql(start, end), key=key, expected_version=expected_version, opened=opened
         )
@@ -327,7 +321,7 @@ class Lake(TableStore):
         expected_version: int,
         opened: DeltaTable,
     ) -> CommitResult | None:
-        """Replace a window's rows with files of `write_file`, as `replace_window` does.
+        """Replace the files that hold a window's rows with files of `write_file`, in one commit, once per key.
 
         Args:
             table: Which table.
@@ -336,20 +330,21 @@ class Lake(TableStore):
             end: The instant after its last.
             key: See `append`.
             expected_version: See `append`.
-            opened: See `append`.
+            opened: The table, at ``expected_version``; it stays at that version.
 
         Returns:
-            The commit; None if only some of the table's rows would have to go, which a commit of files cannot do. Nothing is written then.
+            The commit; None if a file may also hold rows outside of the window, see `replace_window`. Nothing is written then.
 
         Raises:
             CommitFailed: See `replace_with_files`.
             CommitOutcomeUnknown: See `replace_window`.
         """
-        opened = self.open_current(table, opened)
-        mode = window_write_mode(opened, start, end) if opened.version() == expected_version else None
-        if mode is None:
+        former = files_to_replace(opened, start, end) if opened.version() == expected_version else None
+        if former is None:
             return None
-        return self._commit_files(table, write_files(), mode, key, expected_version, opened=opened)
+        return self._commit_files(
+            table, write_files(), "append", key, expected_version, replaced=former, reload=False, opened=opened
+        )
 
     def replace_where(
         self,
@@ -478,16 +473,35 @@ class Lake(TableStore):
         mode: Literal["append", "overwrite"],
         key: str,
         expected_version: int,
+        *,
+        replaced: Iterable[str] = (),
+        reload: bool = True,
         **commit: Any,
     ) -> CommitResult:
-        """Commit files on top of a version of a table, or remove them; other keyword arguments go to `commit_once`."""
-        files = list(files)
-        actions: list[Any] = [file.to_add_action() for file in files]
+        """Commit files on top of a version of a table, or remove them.
 
-        def write(delta: DeltaTable, properties: CommitProperties) -> None:
+        Args:
+            table: Which table.
+            files: The files.
+            mode: What Delta does.
+            key: See `append`.
+            expected_version: See `append`.
+            replaced: Names of files that leave the table; only with ``mode="append"``.
+            reload: Whether the open table moves to the version of the commit, which takes as long as the commit.
+            **commit: Passed to `commit_once`.
+        """
+        from deltalake.transaction import RemoveAction
+
+        files, now = list(files), int(time.time() * 1000)
+        actions: list[Any] = [file.to_add_action() for file in files]
+        actions += [RemoveAction(name, data_change=True, deletion_timestamp=now) for name in sorted(replaced)]
+
+        def write(delta: DeltaTable, properties: CommitProperties) -> int:
             properties.max_commit_retries = 0  # else the commit may land on top of another writer's
             delta.create_write_transaction(actions, mode, delta.schema(), commit_properties=properties)
-            delta.load_as_version(expected_version + 1)  # Delta leaves the opened table at the version before
+            if reload:  # Delta leaves the opened table at the version before
+                delta.load_as_version(expected_version + 1)
+            return expected_version + 1
 
         try:
             return commit_once(self, table, key, write, expected_version=expected_version, **commit)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from scalr_prod.core.delta_log import file_time_bounds, files_in_time_range
 from scalr_prod.core.timestamps import to_micros
@@ -28,17 +28,12 @@ def files_in_window(table: DeltaTable, start: datetime, end: datetime) -> frozen
     return files_in_time_range(table, EVENT_TIMESTAMP, to_micros(start), to_micros(end) - 1)
 
 
-def window_write_mode(table: DeltaTable, start: datetime, end: datetime) -> Literal["append", "overwrite"] | None:
-    """Return how a window can be replaced without a query, by the log's statistics; None: only some of the table's rows have to go.
-
-    A window without rows is appended to; a table without rows outside of the window is overwritten. Both are safe if the commit lands on
-    this version of the table or fails.
-    """
-    if not files_in_window(table, start, end):
-        return "append"
+def files_to_replace(table: DeltaTable, start: datetime, end: datetime) -> frozenset[str] | None:
+    """Return the names of the files that hold a window's rows, or None if one of them may also hold rows outside of the window."""
     low, high = to_micros(start), to_micros(end) - 1
-    bounds = file_time_bounds(table, EVENT_TIMESTAMP).values()
-    return "overwrite" if all(low <= first and last <= high for first, last in bounds) else None
+    bounds = file_time_bounds(table, EVENT_TIMESTAMP)
+    overlapping = {name: (first, last) for name, (first, last) in bounds.items() if first <= high and last >= low}
+    return frozenset(overlapping) if all(low <= first and last <= high for first, last in overlapping.values()) else None
 
 
 def checked_window(rows: pa.Table | pa.RecordBatchReader, start: datetime, end: datetime) -> pa.RecordBatchReader:

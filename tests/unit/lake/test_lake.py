@@ -6,14 +6,16 @@ import socket
 import threading
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 from deltalake import DeltaTable
 
+from scalr_prod.core.delta_log import file_names
 from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown, ForeignFiles, LakeError, TableNotFound
-from scalr_prod.lake import CommitMetadata, Lake
+from scalr_prod.lake import CommitMetadata, CommitResult, Lake, TableFile
 from scalr_prod.schemas import Table, table_schema
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
@@ -103,108 +105,105 @@ def test_a_row_outside_of_the_window_fails_the_commit_and_changes_nothing(lake):
     assert days(lake) == list(range(10))
 
 
-def operation(lake: Lake) -> tuple[str, str]:
-    latest = lake.open_table(Table.TARGET_EVENTS).history(1)[0]
-    return latest["operation"], latest["operationParameters"]["mode"]
-
-
 WINDOW = {"start": T0 + timedelta(days=3), "end": T0 + timedelta(days=6)}
 
 
-@pytest.mark.parametrize("streamed", [False, True])
-def test_rows_of_a_window_that_no_file_reaches_are_appended_and_all_else_is_a_replacement(lake, streamed):
-    lake.append(Table.TARGET_EVENTS, rows(0, 3, "old"), key="a")
-    view = lake.open_table(Table.TARGET_EVENTS)
-    for key, made, how in (("w", rows(3, 3, "one"), "Append"), ("again", rows(4, 2, "two"), "Overwrite")):
-        given = made.to_reader() if streamed else made
-        done = lake.replace_window(Table.TARGET_EVENTS, given, key=key, expected_version=view.version(), opened=view, **WINDOW)
-        assert done.written
-        assert done.version == view.version() == lake.version(Table.TARGET_EVENTS)
-        assert operation(lake) == ("WRITE", how)
-        assert not lake.replace_window(
-            Table.TARGET_EVENTS, made, key=key, expected_version=view.version(), opened=view, **WINDOW
-        ).written
-    assert (days(lake, "old"), days(lake, "one"), days(lake, "two")) == ([0, 1, 2], [], [4, 5])
+def write_file(lake: Lake, made: pa.Table) -> TableFile:
+    written = lake.write_file(Table.TARGET_EVENTS, made.to_batches(), SCHEMA, number=0)
+    assert written is not None
+    return written
 
 
-def test_without_a_version_to_follow_nothing_is_appended_to_a_window_that_looks_empty(lake):
-    """Another writer may fill it meanwhile."""
-    lake.replace_window(Table.TARGET_EVENTS, rows(3, 3), key="w", **WINDOW)
-    assert operation(lake) == ("WRITE", "Overwrite")
+def replace_files(lake: Lake, made: pa.Table, *, key: str = "w", opened: DeltaTable | None = None) -> CommitResult | None:
+    opened = opened or lake.open_table(Table.TARGET_EVENTS)
+    options = {"key": key, "expected_version": opened.version(), "opened": opened, **WINDOW}
+    return lake.replace_window_with_files(Table.TARGET_EVENTS, lambda: [write_file(lake, made)], **options)
 
 
-def test_a_window_that_another_writer_filled_is_not_appended_to(lake):
+def parquet_files(lake: Lake) -> set[str]:
+    return {path.name for path in Path(lake.uri(Table.TARGET_EVENTS)).glob("*.parquet")}
+
+
+@pytest.mark.parametrize("beside", [[], [2], [6], [0, 2, 6, 9]])
+@pytest.mark.parametrize("inside", [[], [(3, 3)], [(3, 1), (5, 1)]])
+def test_the_files_of_a_window_are_replaced_and_no_others(lake, inside, beside):
+    for first, count in inside:
+        lake.append(Table.TARGET_EVENTS, rows(first, count, "old"), key=f"old {first}")
+    for day in beside:
+        lake.append(Table.TARGET_EVENTS, rows(day, 1, "beside"), key=f"day {day}")
+    version = lake.version(Table.TARGET_EVENTS)
+    assert replace_files(lake, rows(4, 2, "new")) == CommitResult("target_events", version + 1, written=True)
+    assert lake.version(Table.TARGET_EVENTS) == version + 1
+    assert (days(lake, "old"), days(lake, "new"), days(lake, "beside")) == ([], [4, 5], beside)
+    assert len(file_names(lake.open_table(Table.TARGET_EVENTS))) == 1 + len(beside)
+    former = lake.read(Table.TARGET_EVENTS, version=version)
+    assert former.num_rows == sum(count for _, count in inside) + len(beside)
+    assert lake.vacuum(Table.TARGET_EVENTS, keep_days=1, dry_run=True) == 0, (
+        "readers of the former version still need its files"
+    )
+    assert not replace_files(lake, rows(4, 1, "again")).written
+
+
+@pytest.mark.parametrize("over", [(2, 2), (5, 2), (1, 8)])
+def test_files_that_also_hold_rows_outside_of_the_window_are_not_replaced(lake, over):
+    lake.append(Table.TARGET_EVENTS, rows(*over, "old"), key="a")
+    lake.append(Table.TARGET_EVENTS, rows(4, 1, "old"), key="b")
+    before = days(lake, "old"), parquet_files(lake), lake.version(Table.TARGET_EVENTS)
+    assert replace_files(lake, rows(4, 2, "new")) is None
+    assert (days(lake, "old"), parquet_files(lake), lake.version(Table.TARGET_EVENTS)) == before
+
+
+def test_a_windows_bounds_are_its_first_instant_and_the_one_after_its_last(lake):
+    def at(moment: datetime, user: str) -> pa.Table:
+        return rows(0, 1, user).set_column(2, SCHEMA.field(2), pa.array([moment], SCHEMA.field(2).type))
+
+    instant = timedelta(microseconds=1)
+    times = {"before": WINDOW["start"] - 2000 * instant, "first": WINDOW["start"], "after": WINDOW["end"]}
+    for name, moment in times.items():
+        lake.append(Table.TARGET_EVENTS, at(moment, name), key=name)
+    assert replace_files(lake, rows(4, 1, "new")).written
+    assert set(lake.read(Table.TARGET_EVENTS)["user_id"].to_pylist()) == {"before", "new", "after"}
+    # The log's times are in milliseconds: it cannot tell that these rows lie outside, or inside.
+    for name, moment in {"just before": WINDOW["start"] - instant, "last": WINDOW["end"] - instant}.items():
+        lake.append(Table.TARGET_EVENTS, at(moment, name), key=name)
+        assert replace_files(lake, rows(4, 1, "newer"), key=f"after {name}") is None
+        lake.delete(Table.TARGET_EVENTS, f"user_id = '{name}'", key=f"without {name}")
+
+
+def test_a_window_that_another_writer_filled_is_left_alone(lake):
     view = lake.open_table(Table.TARGET_EVENTS)
     lake.append(Table.TARGET_EVENTS, rows(4, 1, "other"), key="other", expected_version=0)
     with pytest.raises(CommitFailed, match="is at version 1, the rows were computed from 0"):
-        lake.replace_window(Table.TARGET_EVENTS, rows(3, 3), key="w", expected_version=0, opened=view, **WINDOW)
-    assert (days(lake), days(lake, "other")) == ([], [4])
-    assert view.version() == 1
-
-
-def test_of_two_that_append_to_one_empty_window_one_lands(lake, monkeypatch):
-    """The other one commits after the window was found empty, before the rows are written."""
-    from scalr_prod.lake import tables
-
-    first = tables.checked_window
-
-    def overtaken(*args):
-        monkeypatch.setattr(tables, "checked_window", first)
-        lake.replace_window(Table.TARGET_EVENTS, rows(3, 1, "other"), key="other", expected_version=0, **WINDOW)
-        return first(*args)
-
-    monkeypatch.setattr(tables, "checked_window", overtaken)
-    with pytest.raises(CommitFailed):
-        lake.replace_window(Table.TARGET_EVENTS, rows(3, 3), key="w", expected_version=0, **WINDOW)
-    assert (days(lake), days(lake, "other")) == ([], [3])
-
-
-@pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("beside", [[], [2], [6]])
-def test_where_all_rows_lie_in_the_window_nothing_is_asked_for_in_place_of_them(lake, beside, streamed):
-    lake.append(Table.TARGET_EVENTS, rows(3, 3, "old"), key="a")
-    for day in beside:
-        lake.append(Table.TARGET_EVENTS, rows(day, 1, "beside"), key=f"day {day}")
-    made, version = rows(4, 2, "new"), lake.version(Table.TARGET_EVENTS)
-    given = made.to_reader() if streamed else made
-    assert lake.replace_window(Table.TARGET_EVENTS, given, key="w", expected_version=version, **WINDOW).version == version + 1
-    said = lake.open_table(Table.TARGET_EVENTS).history(1)[0]["operationParameters"]
-    assert (said["mode"], "predicate" in said) == ("Overwrite", bool(beside))
-    assert (days(lake, "old"), days(lake, "new"), days(lake, "beside")) == ([], [4, 5], beside)
+        replace_files(lake, rows(3, 3), opened=view)
+    assert (days(lake), days(lake, "other"), view.version()) == ([], [4], 1)
+    assert parquet_files(lake) == file_names(view)
 
 
 @pytest.mark.parametrize("expected", [1, None])
 @pytest.mark.parametrize("day", [4, 8])
-def test_what_another_writer_adds_is_not_lost_where_all_rows_are_replaced(lake, monkeypatch, day, expected):
-    """The other one commits after all rows were found to lie in the window; to it, or beside it."""
-    from scalr_prod.lake import tables
+@pytest.mark.parametrize("there", [0, 3])
+def test_what_another_writer_adds_meanwhile_is_not_lost(lake, monkeypatch, there, day, expected):
+    """The other one commits after the window's files were looked up, before they are replaced; to the window, or beside it."""
+    lake.append(Table.TARGET_EVENTS, rows(there, 2, "old"), key="a")
+    first = DeltaTable.create_write_transaction
 
-    lake.append(Table.TARGET_EVENTS, rows(3, 3, "old"), key="a")
-    first = tables.checked_window
-
-    def overtaken(*args):
-        monkeypatch.setattr(tables, "checked_window", first)
+    def overtaken(*args, **options):
+        monkeypatch.setattr(DeltaTable, "create_write_transaction", first)
         lake.append(Table.TARGET_EVENTS, rows(day, 1, "other"), key="other", expected_version=expected)
-        return first(*args)
+        return first(*args, **options)
 
-    monkeypatch.setattr(tables, "checked_window", overtaken)
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", overtaken)
     with pytest.raises(CommitFailed):
-        lake.replace_window(Table.TARGET_EVENTS, rows(3, 2, "new"), key="w", expected_version=1, **WINDOW)
-    assert (days(lake, "old"), days(lake, "new"), days(lake, "other")) == ([3, 4, 5], [], [day])
-
-
-def test_a_row_outside_of_a_window_that_holds_all_rows_changes_nothing(lake):
-    lake.append(Table.TARGET_EVENTS, rows(3, 3, "old"), key="a")
-    with pytest.raises(CommitFailed, match="a row is outside the window from 2024-01-04"):
-        lake.replace_window(Table.TARGET_EVENTS, rows(5, 2), key="w", expected_version=1, **WINDOW)
-    assert (lake.version(Table.TARGET_EVENTS), days(lake, "old")) == (1, [3, 4, 5])
+        replace_files(lake, rows(3, 2, "new"))
+    assert (days(lake, "old"), days(lake, "new"), days(lake, "other")) == ([there, there + 1], [], [day])
+    assert parquet_files(lake) == file_names(lake.open_table(Table.TARGET_EVENTS))
 
 
 @pytest.mark.parametrize(("first", "count"), [(2, 2), (5, 2)])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_row_outside_of_an_empty_window_fails_the_commit_and_changes_nothing(lake, first, count, streamed):
     made = rows(first, count)
-    with pytest.raises(CommitFailed, match="a row is outside the window from 2024-01-04"):
+    with pytest.raises(CommitFailed, match="nothing was written"):
         lake.replace_window(Table.TARGET_EVENTS, made.to_reader() if streamed else made, key="w", expected_version=0, **WINDOW)
     assert lake.version(Table.TARGET_EVENTS) == 0
     assert days(lake) == []
