@@ -191,7 +191,8 @@ def _tool(python: Path) -> _Installer:
     """Return uv if it is available or installable, since it is faster and selects torch builds; else pip."""
     uv = find_uv() or install_uv(python)
     if uv is not None:
-        variables = _uv_variables(python)
+        # As pip does. Where Python writes no bytecode, as in many images, every process would compile all that it imports.
+        variables = {"UV_COMPILE_BYTECODE": "1"} | _uv_variables(python)
         more = ("--no-index",) if variables.pop("UV_NO_INDEX", "") in {"1", "true", "True"} else ()
         return _Installer("uv", (uv, "pip", "install", "--python", str(python), *more), variables)
     return _Installer("pip", (str(python), "-m", "pip", "install", "--disable-pip-version-check"), {})

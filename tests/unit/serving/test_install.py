@@ -120,10 +120,11 @@ def test_the_command_needs_no_project(tmp_path):
 
 
 def add_wheel(index: Path, name: str, version: str, *needs: str) -> None:
-    """An empty package in a folder that pip and uv can install from."""
+    """A package of one empty module, in a folder that pip and uv can install from."""
     info = f"{name}-{version}.dist-info"
     lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {need}" for need in needs)]
     with zipfile.ZipFile(index / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        archive.writestr(f"{name}.py", "")
         archive.writestr(f"{info}/METADATA", "\n".join(lines) + "\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
@@ -195,6 +196,16 @@ def test_a_cpu_build_that_the_index_has_is_taken(index, recipe, caplog):
     build_environment(recipe)
     assert installed(recipe) == {"torch"}
     assert not caplog.text
+
+
+@long
+@pytest.mark.slow
+@uv_by_day
+def test_packages_are_compiled_where_python_writes_no_bytecode(index, recipe, monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # as in many images: every process would compile its imports
+    add_wheel(index, "torch", "2.13.0+cpu")
+    build_environment(recipe)
+    assert list((recipe.folder / "lib").glob("python*/site-packages/__pycache__/torch.*.pyc"))
 
 
 @long
