@@ -46,7 +46,11 @@ def package(folder: Path) -> None:
     build_environment(
         EnvironmentSpec(folder, sys.executable, ROOT / "constraints" / "package.txt", requirements), system_packages=True
     )
-    install_uv(folder / "bin" / "python")  # what renews the constraints
+    python = folder / "bin" / "python"
+    install_uv(python)  # what renews the constraints
+    # The installer compiles the packages that it installs, but not those of an editable install.
+    sources = (ROOT / "scalr_prod", ROOT / "packages" / "feast-delta" / "src")
+    subprocess.run([python, "-m", "compileall", "-q", *sources], check=True)
 
 
 def serving(folder: Path) -> None:
